@@ -1,0 +1,1 @@
+"""From labels to class embeddings: pure numpy, takes an ``encode_texts`` callable."""

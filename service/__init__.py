@@ -1,0 +1,1 @@
+"""HTTP and concurrency around ``models`` and ``prompts``."""

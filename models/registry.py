@@ -1,0 +1,208 @@
+"""The model registry: finds, loads, warms, lists and unloads models.
+
+A model is a folder ``<name>/`` with a ``model.json``. Everything here blocks; a server calls it from
+a thread, so that loading one model never stops another from being served.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.errors import ManifestError, UnknownModelError
+from models.manifest import IMAGE_GRAPH, MANIFEST_NAME, TEXT_GRAPH, TOKENIZER, ModelManifest
+from models.preprocess import Preprocessor
+from models.runtimes import RuntimeOptions, Session, open_session
+from models.tokenizer import Tokenizer
+
+_EMBEDDED = {"shapes": Path(__file__).parent / "shapes" / "files"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """A model that has run a warm-up batch through both encoders and can be served."""
+
+    manifest: ModelManifest
+    preprocess: Preprocessor
+    tokenizer: Tokenizer
+    image: Session
+    text: Session
+    load_seconds: float
+
+    @property
+    def name(self) -> str:
+        """The name it is asked for by."""
+        return self.manifest.name
+
+    def encode_pixels(self, pixels: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+        """N pictures, uint8 (size, size, 3) each → features float32 (N, D)."""
+        return self.image.run(np.stack(pixels))
+
+    def encode_tokens(self, tokens: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
+        """N token sequences, int64 (length,) each → features float32 (N, D), padded to the longest."""
+        return self.text.run(self.tokenizer.pad(tokens))
+
+    def encode_images(self, pictures: Sequence[bytes]) -> NDArray[np.float32]:
+        """N picture files → features float32 (N, D). For use without a server."""
+        return self.encode_pixels([self.preprocess(picture) for picture in pictures])
+
+    def encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """N strings → features float32 (N, D). For use without a server."""
+        return self.encode_tokens([text.ids for text in self.tokenizer(texts)])
+
+    def warm_up(self) -> None:
+        """Run one batch through each encoder and check what comes back.
+
+        Raises:
+            ManifestError: the features are not what the manifest promises.
+        """
+        size, dim = self.manifest.image.size, self.manifest.embedding_dim
+        black = np.zeros((size, size, 3), np.uint8)
+        for tower, features in (
+            (IMAGE_GRAPH, self.encode_pixels([black, black])),
+            (TEXT_GRAPH, self.encode_texts(["warm", "up"])),
+        ):
+            if features.shape != (2, dim):
+                raise ManifestError(f"{self.name}: {tower} gives {features.shape}, not (2, {dim})")
+            lengths = np.linalg.norm(features, axis=1)
+            if not np.allclose(lengths, 1, atol=1e-2):
+                raise ManifestError(f"{self.name}: {tower} gives features that are not L2-normalised")
+
+    def describe(self) -> dict[str, Any]:
+        """What ``GET /models`` tells about a loaded model."""
+        return describe(self.manifest) | {
+            "loaded": True,
+            "runtime": self.image.runtime,
+            "provider": self.image.provider,
+            "runtime_precision": self.image.precision,
+            "load_seconds": round(self.load_seconds, 3),
+        }
+
+    def close(self) -> None:
+        """Free both graphs."""
+        self.image.close()
+        self.text.close()
+
+
+class ModelRegistry:
+    """Models by name, from ``folders`` (the first that has a name wins) and the embedded ones."""
+
+    def __init__(
+        self,
+        *folders: Path,
+        options: RuntimeOptions | None = None,
+        max_pixels: int = 178_956_970,
+        exif: bool = True,
+    ) -> None:
+        self._folders = folders
+        self._options = options or RuntimeOptions()
+        self._max_pixels = max_pixels
+        self._exif = exif
+        self._loaded: dict[str, LoadedModel] = {}
+        self._lock = threading.Lock()
+        self._loading: dict[str, threading.Lock] = {}
+
+    def names(self) -> list[str]:
+        """Every model that could be loaded, sorted."""
+        return sorted(self._found())
+
+    def folder(self, name: str) -> Path:
+        """Where the model ``name`` lies.
+
+        Raises:
+            UnknownModelError: nowhere; the text lists the names that are known.
+        """
+        found = self._found()
+        if name not in found:
+            known = ", ".join(sorted(found)) or "none"
+            raise UnknownModelError(f"no model named {name!r}; known models: {known}")
+        return found[name]
+
+    def _found(self) -> dict[str, Path]:
+        """Read anew each time: a model that was exported or pulled a moment ago is there."""
+        found = dict(_EMBEDDED)
+        for folder in reversed(self._folders):
+            manifests = folder.glob(f"[!.]*/{MANIFEST_NAME}") if folder.is_dir() else ()
+            found |= {path.parent.name: path.parent for path in manifests}
+        return found
+
+    def manifest(self, name: str) -> ModelManifest:
+        """The description of a model, loaded or not."""
+        manifest = ModelManifest.read(self.folder(name))
+        if manifest.name != name:
+            raise ManifestError(f"{name}: {MANIFEST_NAME} gives the name {manifest.name!r}; they must be equal")
+        return manifest
+
+    def load(self, name: str) -> LoadedModel:
+        """Check, open and warm up a model; returns at once if it is loaded already.
+
+        Raises:
+            UnknownModelError: there is none of that name.
+            ManifestError: a file is missing, differs from its SHA-256 or does not do what it should.
+            RuntimeUnavailableError: the execution provider asked for cannot run here.
+        """
+        with self._lock:
+            gate = self._loading.setdefault(name, threading.Lock())
+        with gate:
+            if name in self._loaded:
+                return self._loaded[name]
+            model = self._open(name)
+            with self._lock:
+                self._loaded[name] = model
+            return model
+
+    def get(self, name: str) -> LoadedModel:
+        """A model that is loaded.
+
+        Raises:
+            UnknownModelError: it is not; the text lists those that are.
+        """
+        try:
+            return self._loaded[name]
+        except KeyError:
+            loaded = ", ".join(sorted(self._loaded)) or "none"
+            raise UnknownModelError(f"no model named {name!r} is loaded; loaded models: {loaded}") from None
+
+    def unload(self, name: str) -> LoadedModel:
+        """Take a model out of service. The caller closes it once nothing runs on it any more."""
+        with self._lock:
+            model = self.get(name)
+            del self._loaded[name]
+        return model
+
+    def loaded(self) -> Iterator[LoadedModel]:
+        """The models in service."""
+        yield from list(self._loaded.values())
+
+    def close(self) -> None:
+        """Unload everything."""
+        for model in list(self.loaded()):
+            self.unload(model.name).close()
+
+    def _open(self, name: str) -> LoadedModel:
+        began = time.perf_counter()
+        folder, manifest = self.folder(name), self.manifest(name)
+        manifest.verify_files(folder)
+        model = LoadedModel(
+            manifest=manifest,
+            preprocess=Preprocessor(manifest.image, max_pixels=self._max_pixels, exif=self._exif),
+            tokenizer=Tokenizer(folder / TOKENIZER, manifest.text),
+            image=open_session(folder / IMAGE_GRAPH, self._options),
+            text=open_session(folder / TEXT_GRAPH, self._options),
+            load_seconds=0.0,
+        )
+        model.warm_up()
+        return replace(model, load_seconds=time.perf_counter() - began)
+
+
+def describe(manifest: ModelManifest) -> dict[str, Any]:
+    """The facts of a manifest that a client may want; file names and hashes are left to ``model.json``."""
+    facts = manifest.model_dump(mode="json", exclude={"files", "schema_version"})
+    return facts | {"digest": manifest.digest, "loaded": False}

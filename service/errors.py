@@ -1,0 +1,121 @@
+"""The one table from exceptions to HTTP answers, as ``application/problem+json`` (RFC 9457)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from starlette.responses import Response
+
+from models import errors as models
+from prompts import errors as prompts
+from service.batcher import BatcherStoppedError, DeadlineExceededError, QueueFullError
+
+
+class RequestError(Exception):
+    """What is wrong with a request itself. The text names the field and the limit."""
+
+
+class MalformedBodyError(RequestError):
+    """The body is not the JSON or multipart it says it is."""
+
+
+class TooLargeError(RequestError):
+    """Body, picture bytes, items, labels or text are over a limit."""
+
+
+class UnsupportedBodyError(RequestError):
+    """The Content-Type is none that the route takes."""
+
+
+class InvalidRequestError(RequestError):
+    """Well-formed and wrong."""
+
+
+class UnavailableError(Exception):
+    """Starting or draining."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """How one kind of exception is answered; ``code`` is stable and meant for programs."""
+
+    status: int
+    code: str
+    title: str
+
+
+_INTERNAL = Status(500, "internal_error", "Internal error")
+
+# The first class that fits wins, so a subclass stands above its base.
+_TABLE: tuple[tuple[type[Exception], Status], ...] = (
+    (MalformedBodyError, Status(400, "malformed_body", "Malformed body")),
+    (models.UnknownModelError, Status(404, "unknown_model", "Unknown model")),
+    (prompts.UnknownTemplateSetError, Status(404, "unknown_template_set", "Unknown template set")),
+    (prompts.UnknownClassifierError, Status(404, "unknown_classifier", "Unknown classifier")),
+    (TooLargeError, Status(413, "too_large", "Over a limit")),
+    (models.ImageTooLargeError, Status(413, "image_too_large", "Picture over a limit")),
+    (UnsupportedBodyError, Status(415, "unsupported_body", "Unsupported body type")),
+    (models.UnsupportedImageFormatError, Status(415, "unsupported_image_format", "Unsupported picture format")),
+    (models.InvalidImageError, Status(422, "invalid_image", "Picture cannot be decoded")),
+    (models.TextTooLongError, Status(422, "text_too_long", "Text too long")),
+    (prompts.LabelError, Status(422, "invalid_labels", "Invalid labels")),
+    (prompts.TemplateError, Status(422, "invalid_templates", "Invalid templates")),
+    (prompts.ClassifierNameError, Status(422, "invalid_classifier_name", "Invalid classifier name")),
+    (InvalidRequestError, Status(422, "invalid_request", "Invalid request")),
+    (QueueFullError, Status(429, "queue_full", "Queue full")),
+    (UnavailableError, Status(503, "unavailable", "Not available")),
+    (BatcherStoppedError, Status(503, "engine_stopped", "Engine stopped")),
+    (DeadlineExceededError, Status(504, "deadline_exceeded", "Deadline exceeded")),
+    (TimeoutError, Status(504, "deadline_exceeded", "Deadline exceeded")),
+)
+
+
+def status_of(error: Exception) -> Status:
+    """The row of the table for ``error``; an unforeseen one is a 500 that tells nothing of itself."""
+    return next((status for kind, status in _TABLE if isinstance(error, kind)), _INTERNAL)
+
+
+def message_of(error: Exception) -> str:
+    """The sentence a client may read."""
+    status = status_of(error)
+    if status is _INTERNAL:
+        return "the server failed on this request; its log has the details under the request id"
+    return str(error) or status.title
+
+
+def item_error(error: Exception) -> dict[str, str]:
+    """The ``error`` of one item among several."""
+    return {"code": status_of(error).code, "message": message_of(error)}
+
+
+def problem(error: Exception) -> Response:
+    """The whole answer of a request that failed."""
+    return _problem(status_of(error), message_of(error), retry_after=getattr(error, "retry_after", None))
+
+
+def http_problem(status: int, detail: str) -> Response:
+    """The answer for what the framework itself refuses, such as an unknown path."""
+    title = {404: "Not found", 405: "Method not allowed"}.get(status, "Request refused")
+    return _problem(Status(status, title.lower().replace(" ", "_"), title), detail)
+
+
+def _problem(status: Status, detail: str, *, retry_after: float | None = None) -> Response:
+    body: dict[str, Any] = {
+        "type": f"urn:clipserve:error:{status.code}",
+        "title": status.title,
+        "status": status.status,
+        "code": status.code,
+        "detail": detail,
+    }
+    headers = {}
+    if status.status in {429, 503}:
+        headers["Retry-After"] = str(max(1, math.ceil(retry_after or 1.0)))
+    return Response(
+        orjson.dumps(body),
+        status.status,
+        headers=headers,
+        media_type="application/problem+json",
+    )

@@ -1,0 +1,59 @@
+"""Metric objects and bucket choices. No label takes a value from a request, except a known model's name."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from service.batcher import DropReason
+
+# From half a millisecond to half a minute, each bucket twice the last: a warm request takes single
+# milliseconds on a CPU, and one behind a full queue may take seconds.
+SECONDS = tuple(0.0005 * 2**step for step in range(17))
+BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+
+
+class Metrics:
+    """Every metric of one server. Each server has a registry of its own, so that tests can run several."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        counter = partial(Counter, namespace="clipserve", registry=self.registry)
+        gauge = partial(Gauge, namespace="clipserve", registry=self.registry)
+        seconds = partial(Histogram, namespace="clipserve", registry=self.registry, buckets=SECONDS)
+        sizes = partial(Histogram, namespace="clipserve", registry=self.registry, buckets=BATCH_SIZES)
+
+        self.requests = counter("requests", "Requests answered.", ("route", "code"))
+        self.request_seconds = seconds("request_seconds", "Seconds from headers to answer.", ("route",))
+        self.stage_seconds = seconds("stage_seconds", "Seconds a request spent in a stage.", ("stage",))
+        self.batch_size = sizes("batch_size", "Items in a batch.", ("model", "encoder"))
+        self.batch_seconds = seconds("batch_seconds", "Seconds a batch ran.", ("model", "encoder"))
+        self.queue_items = gauge("queue_items", "Items that wait for a batch.", ("model", "encoder", "lane"))
+        self.admitted_items = gauge("admitted_items", "Items of requests being worked on.")
+        self.items = counter("items", "Items encoded or scored.", ("model", "kind"))
+        self.rejected = counter("rejected", "Requests refused and items dropped.", ("reason",))
+        self.cache_events = counter("cache_events", "What happened in a cache.", ("cache", "event"))
+        self.cache_bytes = gauge("cache_bytes", "Bytes a cache holds.", ("cache",))
+        self.model_info = gauge(
+            "model_info", "1 for each loaded model.", ("model", "runtime", "provider", "precision")
+        )
+        self.model_load_seconds = gauge("model_load_seconds", "Seconds to load and warm up.", ("model",))
+
+
+class BatchMetrics:
+    """Tells ``Metrics`` what the batcher of one encoder does. Meets ``batcher.BatchObserver``."""
+
+    def __init__(self, metrics: Metrics, *, model: str, encoder: str) -> None:
+        self._size = metrics.batch_size.labels(model, encoder)
+        self._seconds = metrics.batch_seconds.labels(model, encoder)
+        self._rejected = metrics.rejected
+
+    def batch(self, *, size: int, seconds: float) -> None:
+        """See ``BatchObserver.batch``."""
+        self._size.observe(size)
+        self._seconds.observe(seconds)
+
+    def dropped(self, *, reason: DropReason, count: int) -> None:
+        """See ``BatchObserver.dropped``."""
+        self._rejected.labels(reason).inc(count)

@@ -1,0 +1,175 @@
+"""Request bodies as pydantic models, and the shapes of responses for the OpenAPI document.
+
+Responses are plain dictionaries on their way out: they are made here and need no second check.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from models.manifest import Activation
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class ImageSource(_Body):
+    """A picture: exactly one of its file in base64, its address, or an embedding made earlier."""
+
+    base64: str | None = Field(None, description="The picture's file in base64; a data URI is accepted too.")
+    url: str | None = Field(None, description="http or https address of the picture.")
+    embedding: list[float] | str | None = Field(
+        None, description="An image embedding: D numbers, or base64 of little-endian float32. Not encoded again."
+    )
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> ImageSource:
+        given = [name for name in ("base64", "url", "embedding") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError("give exactly one of base64, url, embedding")
+        return self
+
+
+class LabelBody(_Body):
+    """A label that brings its own prompts instead of the template set's."""
+
+    label: str
+    prompts: Annotated[list[str], Field(min_length=1)]
+
+
+Labels = list[str | LabelBody]
+
+
+class ClassifyBody(_Body):
+    """``POST /classify`` as JSON."""
+
+    image: ImageSource | None = Field(None, description="One picture.")
+    images: Annotated[list[ImageSource], Field(min_length=1)] | None = Field(None, description="Several pictures.")
+    labels: Labels | None = Field(None, description="What the picture may show.")
+    classifier: str | None = Field(None, description="A named classifier, instead of labels.")
+    template_set: str | None = Field(None, description="Name of a template set.")
+    templates: list[str] | None = Field(None, description="Templates of your own, each with {label}.")
+    activation: Activation | None = Field(None, description="Default: the model's own.")
+    top_k: Annotated[int, Field(ge=1)] | None = Field(None, description="Best predictions only; default: all.")
+    model: str | None = Field(None, description="Default: the first model of the server.")
+
+
+class EmbedInput(_Body):
+    """One thing to embed: a text or a picture."""
+
+    text: str | None = None
+    image: ImageSource | None = None
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> EmbedInput:
+        if (self.text is None) == (self.image is None):
+            raise ValueError("give exactly one of text, image")
+        return self
+
+
+class EmbedBody(_Body):
+    """``POST /embed`` as JSON."""
+
+    inputs: Annotated[list[EmbedInput], Field(min_length=1)]
+    encoding: Literal["float", "base64"] = Field("float", description="base64: little-endian float32.")
+    truncate: Literal["end", "error"] = Field("end", description="What happens to a text over the context length.")
+    model: str | None = None
+
+
+class ClassifierBody(_Body):
+    """``PUT /classifiers/{name}``."""
+
+    labels: Labels
+    template_set: str | None = None
+    templates: list[str] | None = None
+    model: str | None = None
+
+
+class ErrorInfo(BaseModel):
+    """Why one item failed."""
+
+    code: str
+    message: str
+
+
+class Prediction(BaseModel):
+    """A label, its probability (or sigmoid score) and the cosine between picture and class embedding."""
+
+    label: str
+    score: float
+    similarity: float
+
+
+class ClassifyResult(BaseModel):
+    """The outcome for one picture: predictions, best first, or an error."""
+
+    index: int
+    predictions: list[Prediction] | None = None
+    error: ErrorInfo | None = None
+
+
+class ClassifyAnswer(BaseModel):
+    """Answer of ``POST /classify``."""
+
+    model: str
+    template_set: str | None = None
+    classifier: str | None = None
+    activation: Activation
+    results: list[ClassifyResult]
+
+
+class Embedding(BaseModel):
+    """The outcome for one input: a unit vector of ``dim`` float32 numbers, or an error."""
+
+    index: int
+    kind: Literal["text", "image"]
+    truncated: bool | None = None
+    embedding: list[float] | str | None = None
+    error: ErrorInfo | None = None
+
+
+class EmbedAnswer(BaseModel):
+    """Answer of ``POST /embed``."""
+
+    model: str
+    dim: int
+    embeddings: list[Embedding]
+
+
+class ClassifierAnswer(BaseModel):
+    """Answer of ``/classifiers/{name}``: what it is, and how far its building has come."""
+
+    name: str
+    model: str
+    template_set: str
+    labels: int
+    state: Literal["building", "ready", "failed"]
+    done: int
+    total: int
+    created: str
+    error: str | None = None
+
+
+class Problem(BaseModel):
+    """An error as ``application/problem+json`` (RFC 9457); ``code`` is stable."""
+
+    type: str
+    title: str
+    status: int
+    code: str
+    detail: str
+
+
+def openapi_body(body: type[BaseModel], *, form: dict[str, Any], raw: bool = False) -> dict[str, Any]:
+    """The ``requestBody`` of a route that takes JSON, a form and, if ``raw``, a bare picture."""
+    reference = {"$ref": f"#/components/schemas/{body.__name__}"}
+    content: dict[str, Any] = {
+        "application/json": {"schema": reference},
+        "multipart/form-data": {"schema": {"type": "object", "properties": form}},
+    }
+    if raw:
+        content["image/*"] = {"schema": {"type": "string", "format": "binary"}}
+    return {"requestBody": {"required": True, "content": content}}

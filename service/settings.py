@@ -1,0 +1,92 @@
+"""Every setting, from ``CLIPSERVE_*``. The only reader of the environment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from models.runtimes import Provider, RuntimeName
+
+
+class Settings(BaseSettings):
+    """Each field is read from ``CLIPSERVE_`` and its name in capitals; a wrong value stops the start."""
+
+    model_config = SettingsConfigDict(env_prefix="CLIPSERVE_", extra="ignore", frozen=True)
+
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+
+    home: Path = Field(Path("~/.clipserve"), description="Where models and classifiers are kept.")
+    models_dir: Path | None = Field(None, description="Folder of models; default: HOME/models.")
+    classifiers_dir: Path | None = Field(
+        None, description="Folder of named classifiers; default: HOME/classifiers."
+    )
+    template_sets_dir: Path | None = Field(None, description="Folder of further template sets (JSON).")
+
+    models: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("shapes",), description="Models loaded before readiness, separated by commas; the first is the default."
+    )
+    runtime: RuntimeName = Field("auto", description="What runs the graphs.")
+    provider: Provider = Field("auto", description="Execution provider; what is asked for is what runs.")
+    inference_threads: int = Field(0, ge=0, le=1024, description="Threads of a graph; 0: one a core.")
+    decode_threads: int = Field(0, ge=0, le=1024, description="Threads that decode pictures; 0: one a core.")
+    device_id: int = Field(0, ge=0, description="Which GPU.")
+    gpu_memory_limit: int = Field(0, ge=0, description="Bytes of GPU memory a session may take; 0: no limit.")
+
+    max_batch: int = Field(32, ge=1, le=4096, description="Items in one batch.")
+    max_queue: int = Field(1024, ge=1, description="Items admitted at once; above it requests get 429.")
+    request_timeout: float = Field(30.0, gt=0, description="Seconds until a request is answered with 504.")
+    stall_timeout: float = Field(60.0, gt=0, description="Seconds a batch may run before the engine counts as dead.")
+
+    max_body_bytes: int = Field(32 * 2**20, ge=1, description="Bytes of a request body.")
+    max_image_bytes: int = Field(16 * 2**20, ge=1, description="Bytes of one picture file.")
+    max_pixels: int = Field(50_000_000, ge=1, description="Width times height of one picture.")
+    max_items: int = Field(128, ge=1, description="Pictures and texts in one request.")
+    max_labels: int = Field(10_000, ge=1, description="Labels in one request.")
+    max_classifier_labels: int = Field(100_000, ge=1, description="Labels of a named classifier.")
+    max_prompts: int = Field(100_000, ge=1, description="Prompts that one request may need for its labels.")
+    max_text_length: int = Field(4096, ge=1, description="Characters of one text, label or prompt.")
+    exif_orientation: bool = Field(True, description="Turn pictures upright as their EXIF data says.")
+
+    default_template_set: str = Field("photo", description="Template set of requests that name none.")
+    class_cache_bytes: int = Field(64 * 2**20, ge=0, description="Bytes of cached class embeddings.")
+    matrix_cache_bytes: int = Field(64 * 2**20, ge=0, description="Bytes of cached class matrices.")
+    background_prompts: int = Field(
+        256, ge=0, description="A classifier that needs more new prompts than this is built in the background."
+    )
+
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
+    log_format: Literal["json", "text"] = Field("json", description="One JSON object a line, or plain text.")
+    access_log: bool = Field(True, description="Log a line a request.")
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _split_commas(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(name.strip() for name in value.split(",") if name.strip())
+        return value
+
+    @field_validator("models")
+    @classmethod
+    def _at_least_one(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            raise ValueError("must name at least one model")
+        return value
+
+    @field_validator("home", "models_dir", "classifiers_dir", "template_sets_dir")
+    @classmethod
+    def _expand(cls, value: Path | None) -> Path | None:
+        return value.expanduser() if value is not None else None
+
+    @property
+    def models_folder(self) -> Path:
+        """Where models are looked for, apart from the embedded one."""
+        return self.models_dir or self.home.expanduser() / "models"
+
+    @property
+    def classifiers_folder(self) -> Path:
+        """Where named classifiers are kept."""
+        return self.classifiers_dir or self.home.expanduser() / "classifiers"

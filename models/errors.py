@@ -21,6 +21,10 @@ class ExportError(ModelError):
     """A model cannot be exported, or what came out does not match the original; nothing was written."""
 
 
+class PullError(ExportError):
+    """A ready-made model cannot be fetched from its hub, or is not what it should be; nothing was written."""
+
+
 class ImageError(ModelError):
     """A picture cannot be used."""
 

@@ -53,7 +53,7 @@ class EmbeddingCache:
 
     def __init__(self, max_bytes: int, on_event: EventListener | None = None) -> None:
         self._max_bytes = max_bytes
-        self._on_event = on_event or _ignore
+        self._on_event = _ignore if on_event is None else on_event
         self._entries: OrderedDict[bytes, NDArray[np.float32]] = OrderedDict()
         self._nbytes = 0
         self._lock = Lock()

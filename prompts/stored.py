@@ -161,13 +161,13 @@ def _matrix_bytes(matrix: NDArray[np.float32] | None) -> bytes:
     if matrix is None:
         return b""
     stream = io.BytesIO()
-    np.save(stream, matrix, allow_pickle=False)
+    np.lib.format.write_array(stream, matrix, allow_pickle=False)
     return stream.getvalue()
 
 
 def _read_matrix(data: bytes) -> NDArray[np.float32] | None:
     if not data:
         return None
-    matrix: NDArray[np.float32] = np.load(io.BytesIO(data), allow_pickle=False)
+    matrix: NDArray[np.float32] = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
     matrix.flags.writeable = False
     return matrix

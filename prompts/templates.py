@@ -116,7 +116,9 @@ class TemplateSets:
             return self._sets[name]
         except KeyError:
             known = ", ".join(self.names())
-            raise UnknownTemplateSetError(f"template_set: no set is named {name!r}; known: {known}") from None
+            raise UnknownTemplateSetError(
+                f"template_set: none is named {name[:80]!r}; known: {known}"
+            ) from None
 
     def __iter__(self) -> Iterator[TemplateSet]:
         return (self._sets[name] for name in self.names())

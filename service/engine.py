@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,18 +22,20 @@ from models.registry import LoadedModel, ModelRegistry
 from models.tokenizer import TokenizedText
 from prompts.cache import EmbeddingCache, class_key, matrix_key
 from prompts.classifier import ZeroShotClassifier
-from prompts.ensemble import Label, class_embeddings, prompts_for
+from prompts.ensemble import PromptPlan
+from prompts.labels import Label
 from prompts.templates import TemplateSet
 from service.batcher import Answer, Batcher, Lane
 from service.metrics import BatchMetrics, Metrics
 from service.timings import Timings
 
 Features = NDArray[np.float32]
-Progress = Callable[[int, int], None]
+Progress = Callable[[int], None]
+T = TypeVar("T")
 
 # Tokenising a few short texts takes less time than handing them to a thread.
 _TOKENIZE_INLINE = 8
-_LABELS_A_ROUND = 64
+LABELS_A_ROUND = 64
 
 
 class NonFiniteFeaturesError(RuntimeError):
@@ -250,12 +252,7 @@ class Engine:
         return make_classifier(served.model, [label.name for label in labels], matrix, activation)
 
     async def class_matrix(
-        self,
-        served: ServedModel,
-        labels: Sequence[Label],
-        template_set: TemplateSet,
-        *,
-        progress: Progress | None = None,
+        self, served: ServedModel, labels: Sequence[Label], template_set: TemplateSet
     ) -> Features:
         """Class embeddings (C, D), from the caches where possible.
 
@@ -267,53 +264,46 @@ class Engine:
             return matrix
         task = self._assembling.get(key)
         if task is None:
-            task = asyncio.create_task(self._assemble(served, labels, template_set, progress))
+            task = asyncio.create_task(self._assemble(served, labels, template_set))
             self._assembling[key] = task
-            task.add_done_callback(lambda _: self._assembling.pop(key, None))
-        matrix = await asyncio.shield(task)
-        self._matrices.put(key, matrix)
-        return matrix
+            task.add_done_callback(lambda done: self._keep_matrix(key, done))
+        return await asyncio.shield(task)
 
-    async def _assemble(
-        self,
-        served: ServedModel,
-        labels: Sequence[Label],
-        template_set: TemplateSet,
-        progress: Progress | None,
+    async def encode_classes(
+        self, served: ServedModel, labels: Sequence[Label], template_set: TemplateSet, *, lane: Lane
     ) -> Features:
+        """Class embeddings (C, D) of a few labels; those the cache knows are not encoded."""
         digest = served.model.manifest.digest
         keys = [class_key(digest, template_set, label) for label in labels]
-        rows = list(self._classes.get_many(keys))
+        rows = self._classes.get_many(keys)
         missing = [index for index, row in enumerate(rows) if row is None]
-        prompts = {index: prompts_for(labels[index], template_set) for index in missing}
-        total = sum(map(len, prompts.values()))
-        lane: Lane = "bulk" if total > self.options.background_prompts else "interactive"
-        done = 0
-        for start in range(0, len(missing), _LABELS_A_ROUND):
-            some = missing[start : start + _LABELS_A_ROUND]
-            for index, row in zip(
-                some, await self._encode_classes(served, [prompts[i] for i in some], lane), strict=True
-            ):
+        if missing:
+            plan = PromptPlan.of([labels[index] for index in missing], template_set)
+            outcomes = await self.encode_texts(served, plan.texts, timings=Timings(), lane=lane)
+            fresh = plan.embed(np.stack([_features(outcome) for outcome in outcomes]))
+            for index, row in zip(missing, fresh, strict=True):
                 rows[index] = row
                 self._classes.put(keys[index], row)
-                done += len(prompts[index])
-            if progress is not None:
-                progress(done, total)
         return np.stack([row for row in rows if row is not None])
 
-    async def _encode_classes(
-        self, served: ServedModel, prompts: Sequence[Sequence[str]], lane: Lane
+    async def _assemble(
+        self, served: ServedModel, labels: Sequence[Label], template_set: TemplateSet
     ) -> Features:
-        """One class embedding (D,) for each list of prompts; a prompt that recurs is encoded once."""
-        distinct = list(dict.fromkeys(prompt for group in prompts for prompt in group))
-        outcomes = await self.encode_texts(served, distinct, timings=Timings(), lane=lane)
-        features: dict[str, Features] = {}
-        for prompt, outcome in zip(distinct, outcomes, strict=True):
-            if isinstance(outcome, Exception):
-                raise outcome
-            features[prompt] = outcome.features
-        stacked = np.stack([features[prompt] for group in prompts for prompt in group])
-        return class_embeddings(stacked, [len(group) for group in prompts])
+        lane: Lane = "bulk" if self.is_large(labels, template_set) else "interactive"
+        rounds = [
+            await self.encode_classes(served, some, template_set, lane=lane)
+            for some in split(labels, LABELS_A_ROUND)
+        ]
+        return np.concatenate(rounds)
+
+    def is_large(self, labels: Sequence[Label], template_set: TemplateSet) -> bool:
+        """Whether a list has more prompts than a caller should wait for."""
+        return count_prompts(labels, template_set) > self.options.background_prompts
+
+    def _keep_matrix(self, key: bytes, done: asyncio.Task[Features]) -> None:
+        del self._assembling[key]
+        if not done.cancelled() and done.exception() is None:
+            self._matrices.put(key, done.result())
 
     # Wiring
 
@@ -359,9 +349,34 @@ def make_classifier(
     )
 
 
-async def gather_or_cancel[T](awaitables: Sequence[Awaitable[T]]) -> list[T]:
+def count_prompts(labels: Sequence[Label], template_set: TemplateSet) -> int:
+    """How many prompts a list of labels makes."""
+    each = len(template_set.templates)
+    return sum(each if label.prompts is None else len(label.prompts) for label in labels)
+
+
+def split(items: Sequence[T], size: int) -> list[Sequence[T]]:
+    """Runs of at most ``size`` items, in order."""
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+async def gather_or_cancel(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     """Like ``asyncio.gather``, but the first failure cancels the rest instead of leaving it running."""
-    return list(await asyncio.gather(*awaitables))
+    if len(work) == 1:  # the common case needs no task
+        return [await work[0]]
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in work]
+    try:
+        return await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        raise
+
+
+def _features(outcome: TextFeatures | Exception) -> Features:
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome.features
 
 
 def _check_finite(features: Features) -> list[Features | Exception]:

@@ -40,14 +40,13 @@ class LabelBody(_Body):
     prompts: Annotated[list[str], Field(min_length=1)]
 
 
+_REFERENCE = "#/components/schemas/{model}"
 Labels = list[str | LabelBody]
 
 
-class ClassifyBody(_Body):
-    """``POST /classify`` as JSON."""
+class ClassifyOptions(_Body):
+    """Everything of ``POST /classify`` but the pictures; the fields of a form or a query."""
 
-    image: ImageSource | None = Field(None, description="One picture.")
-    images: Annotated[list[ImageSource], Field(min_length=1)] | None = Field(None, description="Several pictures.")
     labels: Labels | None = Field(None, description="What the picture may show.")
     classifier: str | None = Field(None, description="A named classifier, instead of labels.")
     template_set: str | None = Field(None, description="Name of a template set.")
@@ -55,6 +54,13 @@ class ClassifyBody(_Body):
     activation: Activation | None = Field(None, description="Default: the model's own.")
     top_k: Annotated[int, Field(ge=1)] | None = Field(None, description="Best predictions only; default: all.")
     model: str | None = Field(None, description="Default: the first model of the server.")
+
+
+class ClassifyBody(ClassifyOptions):
+    """``POST /classify`` as JSON."""
+
+    image: ImageSource | None = Field(None, description="One picture.")
+    images: Annotated[list[ImageSource], Field(min_length=1)] | None = Field(None, description="Several pictures.")
 
 
 class EmbedInput(_Body):
@@ -70,13 +76,18 @@ class EmbedInput(_Body):
         return self
 
 
-class EmbedBody(_Body):
+class EmbedOptions(_Body):
+    """Everything of ``POST /embed`` but the inputs."""
+
+    encoding: Literal["float", "base64"] = Field("float", description="base64: little-endian float32.")
+    truncate: Literal["end", "error"] = Field("end", description="What happens to a text over the context length.")
+    model: str | None = Field(None, description="Default: the first model of the server.")
+
+
+class EmbedBody(EmbedOptions):
     """``POST /embed`` as JSON."""
 
     inputs: Annotated[list[EmbedInput], Field(min_length=1)]
-    encoding: Literal["float", "base64"] = Field("float", description="base64: little-endian float32.")
-    truncate: Literal["end", "error"] = Field("end", description="What happens to a text over the context length.")
-    model: str | None = None
 
 
 class ClassifierBody(_Body):
@@ -163,13 +174,15 @@ class Problem(BaseModel):
     detail: str
 
 
-def openapi_body(body: type[BaseModel], *, form: dict[str, Any], raw: bool = False) -> dict[str, Any]:
-    """The ``requestBody`` of a route that takes JSON, a form and, if ``raw``, a bare picture."""
-    reference = {"$ref": f"#/components/schemas/{body.__name__}"}
-    content: dict[str, Any] = {
-        "application/json": {"schema": reference},
-        "multipart/form-data": {"schema": {"type": "object", "properties": form}},
-    }
-    if raw:
+def openapi_body(
+    body: type[BaseModel], *, options: type[BaseModel] | None = None, files: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """The ``requestBody`` of a route that takes JSON and, where ``options`` are given, forms and bare pictures."""
+    content: dict[str, Any] = {"application/json": {"schema": body.model_json_schema(ref_template=_REFERENCE)}}
+    if options is not None:
+        fields = options.model_json_schema(ref_template=_REFERENCE)["properties"]
+        content["multipart/form-data"] = {
+            "schema": {"type": "object", "properties": {**(files or {}), **fields}}
+        }
         content["image/*"] = {"schema": {"type": "string", "format": "binary"}}
     return {"requestBody": {"required": True, "content": content}}

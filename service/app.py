@@ -1,0 +1,126 @@
+"""``create_app(settings)``: wiring and lifespan, nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from fastapi.responses import Response
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+
+from models.registry import ModelRegistry
+from models.runtimes import RuntimeOptions
+from prompts.store import DirectoryStore
+from prompts.templates import TemplateSets
+from service.admission import Admission
+from service.classifiers import NamedClassifiers
+from service.context import Services
+from service.engine import Engine, EngineOptions
+from service.errors import http_problem
+from service.inputs import InputReader
+from service.metrics import Metrics
+from service.middleware import Observe
+from service.routes import classifiers, classify, embed, health, models
+from service.settings import Settings
+
+_LOG = logging.getLogger("clipserve")
+_DESCRIPTION = "Zero-shot image classification: pictures and words in, probabilities and embeddings out."
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """A server's ASGI application. Models are loaded while it starts; until then it is not ready."""
+    settings = settings or Settings()
+    services = _services(settings)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        loading = asyncio.create_task(_start(services))
+        try:
+            yield
+        finally:
+            loading.cancel()
+            await asyncio.gather(loading, return_exceptions=True)
+            await services.classifiers.close()
+            await services.engine.close()
+
+    app = FastAPI(
+        title="clipserve",
+        version="0.1.0",
+        description=_DESCRIPTION,
+        lifespan=lifespan,
+        exception_handlers={HTTPException: _framework_problem},
+    )
+    app.state.services = services
+    for routes in (classify, embed, classifiers, models, health):
+        app.include_router(routes.router)
+    app.add_middleware(Observe, metrics=services.engine.metrics, access_log=settings.access_log)
+    return app
+
+
+def _services(settings: Settings) -> Services:
+    registry = ModelRegistry(
+        settings.models_folder,
+        options=RuntimeOptions(
+            runtime=settings.runtime,
+            provider=settings.provider,
+            threads=settings.inference_threads,
+            device_id=settings.device_id,
+            gpu_memory_limit=settings.gpu_memory_limit,
+        ),
+        max_pixels=settings.max_pixels,
+        exif=settings.exif_orientation,
+    )
+    metrics = Metrics()
+    engine = Engine(
+        registry,
+        metrics,
+        EngineOptions(
+            max_batch=settings.max_batch,
+            max_queue=settings.max_queue,
+            decode_threads=settings.decode_threads,
+            stall_seconds=settings.stall_timeout,
+            background_prompts=settings.background_prompts,
+            class_cache_bytes=settings.class_cache_bytes,
+            matrix_cache_bytes=settings.matrix_cache_bytes,
+        ),
+    )
+    admission = Admission(settings.max_queue, expected_wait=engine.expected_wait)
+    metrics.admitted_items.set_function(lambda: admission.taken)
+    template_sets = TemplateSets(*[folder for folder in (settings.template_sets_dir,) if folder])
+    template_sets.get(settings.default_template_set)
+    return Services(
+        settings=settings,
+        engine=engine,
+        admission=admission,
+        template_sets=template_sets,
+        classifiers=NamedClassifiers(engine, DirectoryStore(settings.classifiers_folder)),
+        inputs=InputReader(settings),
+    )
+
+
+async def _start(services: Services) -> None:
+    """Load every preloaded model; a server that cannot is of no use and ends itself."""
+    try:
+        for name in services.settings.models:
+            served = await services.engine.load(name)
+            _LOG.info("model loaded", extra=served.model.describe())
+        services.classifiers.resume()
+        services.ready = True
+        _LOG.info("ready")
+    except asyncio.CancelledError:
+        raise
+    except Exception as error:
+        _LOG.critical("cannot start: %s", error, exc_info=_LOG.isEnabledFor(logging.DEBUG))
+        services.failed = True
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+async def _framework_problem(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return http_problem(error.status_code, error.detail)

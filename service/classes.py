@@ -1,0 +1,46 @@
+"""From the labels and templates of a request to checked labels and a template set."""
+
+from __future__ import annotations
+
+from prompts.labels import Label, check_labels
+from prompts.templates import TemplateSet, TemplateSets, custom_template_set
+from service.engine import count_prompts
+from service.errors import TooLargeError
+from service.inputs import ClassRequest
+from service.settings import Settings
+
+_MAX_PROMPTS_A_LABEL = 1000
+
+
+def choose_templates(wanted: ClassRequest, template_sets: TemplateSets, settings: Settings) -> TemplateSet:
+    """The templates of the request, the set it names, or the server's default.
+
+    Raises:
+        UnknownTemplateSetError: no set of that name.
+        TemplateError: a template breaks a rule; the text names it.
+    """
+    if wanted.templates is not None:
+        return custom_template_set(wanted.templates, max_length=settings.max_text_length)
+    return template_sets.get(wanted.template_set or settings.default_template_set)
+
+
+def check_classes(
+    wanted: ClassRequest, template_set: TemplateSet, settings: Settings, *, max_labels: int, max_prompts: int
+) -> tuple[Label, ...]:
+    """The labels of the request, held to every rule and limit.
+
+    Raises:
+        LabelError: a label breaks a rule; the text names it.
+        TooLargeError: together they need too many prompts.
+    """
+    labels = wanted.labels or ()
+    check_labels(
+        labels, max_labels=max_labels, max_prompts=_MAX_PROMPTS_A_LABEL, max_length=settings.max_text_length
+    )
+    prompts = count_prompts(labels, template_set)
+    if prompts > max_prompts:
+        raise TooLargeError(
+            f"labels: {len(labels)} labels with template set {template_set.name!r} make {prompts} prompts,"
+            f" at most {max_prompts} are allowed"
+        )
+    return labels

@@ -1,0 +1,111 @@
+"""What one request has at hand: the parts of the service, its timings, its places and its deadline."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from starlette.requests import Request
+
+from prompts.templates import TemplateSets
+from service.admission import Admission, Places
+from service.classifiers import NamedClassifiers
+from service.engine import Engine, ServedModel
+from service.errors import UnavailableError
+from service.inputs import InputReader
+from service.middleware import ClientGoneError
+from service.settings import Settings
+from service.timings import Timings
+
+
+@dataclass(kw_only=True)
+class Services:
+    """The parts of one server, put together in ``app.create_app`` and found by routes in ``request.app.state``."""
+
+    settings: Settings
+    engine: Engine
+    admission: Admission
+    template_sets: TemplateSets
+    classifiers: NamedClassifiers
+    inputs: InputReader
+    ready: bool = False
+    draining: bool = False
+
+    def served_model(self, name: str | None) -> ServedModel:
+        """The model of that name, or the server's default one.
+
+        Raises:
+            UnavailableError: the server is not ready.
+            UnknownModelError: no model of that name is loaded.
+        """
+        if not self.ready:
+            raise UnavailableError("the server is starting: its models are not all loaded yet")
+        return self.engine.model(name or self.settings.models[0])
+
+
+def services_of(request: Request) -> Services:
+    """The server's parts."""
+    services: Services = request.app.state.services
+    return services
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """One admitted request. ``deadline`` is on the clock of ``time.monotonic``."""
+
+    timings: Timings
+    places: Places
+    deadline: float
+
+
+@asynccontextmanager
+async def admitted(request: Request) -> AsyncIterator[Work]:
+    """Hold a place for the request, end it at its deadline.
+
+    Raises:
+        UnavailableError: the server is starting.
+        QueueFullError: no place is left.
+        TimeoutError: the deadline passed.
+    """
+    services = services_of(request)
+    if not services.ready:
+        raise UnavailableError("the server is starting: its models are not all loaded yet")
+    seconds = services.settings.request_timeout
+    with services.admission.reserve() as places:
+        try:
+            async with asyncio.timeout(seconds):
+                yield Work(
+                    timings=request.scope["timings"], places=places, deadline=time.monotonic() + seconds
+                )
+        except TimeoutError as error:
+            raise TimeoutError(f"the request took longer than {seconds:g} s") from error
+
+
+@asynccontextmanager
+async def ended_with_client(request: Request) -> AsyncIterator[None]:
+    """Cancel the work inside if the client goes away. The body must have been read.
+
+    Raises:
+        ClientGoneError: it went away.
+    """
+    work = asyncio.current_task()
+    assert work is not None
+
+    async def watch() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        work.cancel()
+
+    watcher = asyncio.create_task(watch())
+    try:
+        yield
+    except asyncio.CancelledError:
+        if watcher.done() and not watcher.cancelled():
+            work.uncancel()
+            raise ClientGoneError from None
+        raise
+    finally:
+        watcher.cancel()

@@ -1,0 +1,279 @@
+"""Upload, base64, raw bytes or URL → bytes, with every limit.
+
+What is wrong with one picture among several becomes that picture's outcome; what is wrong with the
+request is raised.
+"""
+
+from __future__ import annotations
+
+import binascii
+from base64 import b64decode
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from starlette.datastructures import QueryParams
+from starlette.requests import Request
+
+from models.manifest import Activation
+from prompts.labels import Label
+from service.body import Fields, body_kind, parse_fields, parse_json, read_body, read_form
+from service.errors import InvalidRequestError, TooLargeError
+from service.schemas import (
+    ClassifierBody,
+    ClassifyBody,
+    ClassifyOptions,
+    EmbedBody,
+    EmbedOptions,
+    ImageSource,
+    Labels,
+)
+from service.settings import Settings
+
+# A picture's file, an embedding (D,) made earlier, or what is wrong with it.
+Picture = bytes | NDArray[np.float32] | Exception
+Embeddable = str | Picture
+
+_REPEATED = {"labels", "templates"}  # the fields that a form or query may give several times
+_MAX_FIELDS = 20_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassRequest:
+    """Which classes: labels and how they become prompts, or the name of a classifier."""
+
+    labels: tuple[Label, ...] | None
+    classifier: str | None = None
+    template_set: str | None = None
+    templates: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifyRequest:
+    """``POST /classify``, whatever body it came in. ``single``: a bad picture fails the request."""
+
+    pictures: tuple[Picture, ...]
+    single: bool
+    classes: ClassRequest
+    activation: Activation | None
+    top_k: int | None
+    model: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedRequest:
+    """``POST /embed``, whatever body it came in."""
+
+    inputs: tuple[Embeddable, ...]
+    encoding: Literal["float", "base64"]
+    truncate: Literal["end", "error"]
+    model: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierRequest:
+    """``PUT /classifiers/{name}``."""
+
+    classes: ClassRequest
+    model: str | None
+
+
+@dataclass(frozen=True)
+class InputReader:
+    """Reads requests within the limits of ``settings``; everything it raises is in ``service.errors``."""
+
+    settings: Settings
+
+    async def classify(self, request: Request) -> ClassifyRequest:
+        """``POST /classify``: JSON, a form, or a bare picture with its options in the query."""
+        kind = body_kind(request)
+        if kind == "json":
+            body = parse_json(await self._body(request), ClassifyBody)
+            if (body.image is None) == (body.images is None):
+                raise InvalidRequestError("image, images: give exactly one of them")
+            sources = body.images or [body.image] if body.image is None else [body.image]
+            many = body.images is not None
+            pictures = [
+                self._picture(source, f"images[{place}]" if many else "image")
+                for place, source in enumerate(sources)
+                if source is not None
+            ]
+            return self._classify_request(pictures, body, single=not many)
+        if kind == "form":
+            fields = await self._form(request)
+            files = [self._file(part, "image") for name, part in fields if name == "image"]
+            if not files:
+                raise InvalidRequestError("image: the form has no such file")
+        else:
+            fields = _query(request.query_params)
+            files = [self._file(await self._body(request), "body")]
+        options = parse_fields(_options(fields, without={"image"}), ClassifyOptions)
+        return self._classify_request(files, options, single=len(files) == 1)
+
+    async def embed(self, request: Request) -> EmbedRequest:
+        """``POST /embed``: JSON, a form, or a bare picture with its options in the query."""
+        kind = body_kind(request)
+        inputs: list[Embeddable]
+        options: EmbedOptions
+        if kind == "json":
+            options = body = parse_json(await self._body(request), EmbedBody)
+            inputs = [
+                self._text(one.text, f"inputs[{place}].text")
+                if one.image is None
+                else self._picture(one.image, f"inputs[{place}].image")
+                for place, one in enumerate(body.inputs)
+            ]
+        elif kind == "form":
+            fields = await self._form(request)
+            options = parse_fields(_options(fields, without={"image", "text"}), EmbedOptions)
+            inputs = [
+                self._file(part, "image") if name == "image" else self._text(part, "text")
+                for name, part in fields
+                if name in {"image", "text"}
+            ]
+            if not inputs:
+                raise InvalidRequestError("image, text: the form has neither")
+        else:
+            options = parse_fields(_options(_query(request.query_params)), EmbedOptions)
+            inputs = [self._file(await self._body(request), "body")]
+        self._check_count(len(inputs), "inputs")
+        return EmbedRequest(
+            inputs=tuple(inputs), encoding=options.encoding, truncate=options.truncate, model=options.model
+        )
+
+    async def classifier(self, request: Request) -> ClassifierRequest:
+        """``PUT /classifiers/{name}``: JSON."""
+        body_kind(request, accepted=("json",))
+        body = parse_json(await self._body(request), ClassifierBody)
+        return ClassifierRequest(
+            classes=ClassRequest(
+                labels=_labels(body.labels),
+                template_set=body.template_set,
+                templates=_templates(body.template_set, body.templates),
+            ),
+            model=body.model,
+        )
+
+    def _classify_request(
+        self, pictures: Sequence[Picture], options: ClassifyOptions, *, single: bool
+    ) -> ClassifyRequest:
+        self._check_count(len(pictures), "images")
+        if (options.labels is None) == (options.classifier is None):
+            raise InvalidRequestError("labels, classifier: give exactly one of them")
+        if options.classifier is not None and (options.template_set or options.templates):
+            raise InvalidRequestError("classifier: a named one has its own templates; leave the others out")
+        return ClassifyRequest(
+            pictures=tuple(pictures),
+            single=single,
+            classes=ClassRequest(
+                labels=None if options.labels is None else _labels(options.labels),
+                classifier=options.classifier,
+                template_set=options.template_set,
+                templates=_templates(options.template_set, options.templates),
+            ),
+            activation=options.activation,
+            top_k=options.top_k,
+            model=options.model,
+        )
+
+    async def _body(self, request: Request) -> bytes:
+        return await read_body(request, self.settings.max_body_bytes)
+
+    async def _form(self, request: Request) -> Fields:
+        limits = self.settings
+        return await read_form(
+            request, limits.max_body_bytes, max_files=limits.max_items + 1, max_fields=_MAX_FIELDS
+        )
+
+    def _picture(self, source: ImageSource, field: str) -> Picture:
+        """One picture of a JSON body; what is wrong with it alone is returned, not raised."""
+        try:
+            if source.embedding is not None:
+                return _embedding(source.embedding, f"{field}.embedding")
+            if source.base64 is not None:
+                return self._file(_decode(source.base64, f"{field}.base64"), f"{field}.base64")
+            raise InvalidRequestError(f"{field}.url: this server does not fetch pictures from addresses")
+        except (InvalidRequestError, TooLargeError) as error:
+            return error
+
+    def _file(self, part: str | bytes, field: str) -> Picture:
+        if isinstance(part, str):
+            return InvalidRequestError(f"{field}: must be a file, not text")
+        if len(part) > self.settings.max_image_bytes:
+            return TooLargeError(
+                f"{field}: the picture has {len(part)} bytes, at most {self.settings.max_image_bytes} are allowed"
+            )
+        return part
+
+    def _text(self, text: str | bytes | None, field: str) -> str | Exception:
+        if not isinstance(text, str):
+            return InvalidRequestError(f"{field}: must be text, not a file")
+        if len(text) > self.settings.max_text_length:
+            return TooLargeError(
+                f"{field}: has {len(text)} characters, at most {self.settings.max_text_length} are allowed"
+            )
+        return text
+
+    def _check_count(self, count: int, field: str) -> None:
+        if count > self.settings.max_items:
+            raise TooLargeError(f"{field}: {count} are given, at most {self.settings.max_items} are allowed")
+
+
+def _decode(text: str, field: str) -> bytes:
+    """Base64, or a data URI of it."""
+    if text.startswith("data:"):
+        text = text.partition(",")[2]
+    try:
+        return b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InvalidRequestError(f"{field}: is not base64 ({error})") from error
+
+
+def _embedding(given: list[float] | str, field: str) -> NDArray[np.float32]:
+    if isinstance(given, str):
+        data = _decode(given, field)
+        if len(data) % 4:
+            raise InvalidRequestError(f"{field}: has {len(data)} bytes, which are no whole float32 numbers")
+        vector = np.frombuffer(data, "<f4").astype(np.float32)
+    else:
+        vector = np.asarray(given, np.float32)
+    length = np.linalg.norm(vector)
+    if not np.isfinite(length) or length == 0:
+        raise InvalidRequestError(f"{field}: must be finite numbers that are not all zero")
+    unit: NDArray[np.float32] = vector / length
+    return unit
+
+
+def _labels(labels: Labels) -> tuple[Label, ...]:
+    return tuple(
+        Label(one) if isinstance(one, str) else Label(one.label, tuple(one.prompts)) for one in labels
+    )
+
+
+def _templates(template_set: str | None, templates: Sequence[str] | None) -> tuple[str, ...] | None:
+    if template_set is not None and templates is not None:
+        raise InvalidRequestError("template_set, templates: give at most one of them")
+    return None if templates is None else tuple(templates)
+
+
+def _query(query: QueryParams) -> Fields:
+    return list(query.multi_items())
+
+
+def _options(fields: Iterable[tuple[str, str | bytes]], without: Iterable[str] = ()) -> dict[str, object]:
+    """Fields by name; those that may be repeated as lists."""
+    options: dict[str, object] = {}
+    for name, value in fields:
+        if name in without:
+            continue
+        if name in _REPEATED:
+            repeated = options.setdefault(name, [])
+            assert isinstance(repeated, list)
+            repeated.append(value)
+        elif name in options:
+            raise InvalidRequestError(f"{name}: is given twice")
+        else:
+            options[name] = value
+    return options

@@ -1,0 +1,102 @@
+"""What every request goes through: an id, its timings, metrics, an access log line, errors as problem+json."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+import uuid
+
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.errors import http_problem, problem, status_of
+from service.metrics import Metrics
+from service.timings import Timings
+
+_ACCESS = logging.getLogger("clipserve.access")
+_ERRORS = logging.getLogger("clipserve.errors")
+_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+_CLIENT_CLOSED = 499  # nginx's code for a client that went away; only ever seen in logs and metrics
+
+
+class ClientGoneError(Exception):
+    """The client closed its connection before the answer was ready."""
+
+
+class Observe:
+    """Outermost of the application: nothing that happens inside leaves without an id, a log line and a count."""
+
+    def __init__(self, app: ASGIApp, *, metrics: Metrics, access_log: bool) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._access_log = access_log
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request; see ``asgi.readthedocs.io`` for the shape."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began = time.perf_counter()
+        request_id = _request_id(scope)
+        timings = scope["timings"] = Timings()
+        status = _CLIENT_CLOSED
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"].append((b"x-request-id", request_id.encode()))
+                if timings.seconds:
+                    message["headers"].append((b"server-timing", timings.header().encode()))
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_headers)
+        except (ClientDisconnect, ClientGoneError):
+            self._metrics.rejected.labels("client_gone").inc()
+        except Exception as error:  # noqa: BLE001 (the last line of defence)
+            if status != _CLIENT_CLOSED:
+                raise  # the answer has begun; only the server can end the connection now
+            await self._answer(error, request_id)(scope, receive, send_with_headers)
+        finally:
+            self._note(scope, status, time.perf_counter() - began, request_id, timings)
+
+    def _answer(self, error: Exception, request_id: str) -> ASGIApp:
+        if isinstance(error, HTTPException):
+            return http_problem(error.status_code, error.detail)
+        status = status_of(error)
+        if status.status == 500:
+            _ERRORS.exception("request failed", extra={"request_id": request_id}, exc_info=error)
+        elif status.status in {429, 503, 504}:
+            self._metrics.rejected.labels(status.code).inc()
+        return problem(error)
+
+    def _note(self, scope: Scope, status: int, seconds: float, request_id: str, timings: Timings) -> None:
+        # The route's pattern, never the path: a label must not take its value from a request.
+        route = getattr(scope.get("route"), "path", "unmatched")
+        self._metrics.requests.labels(route, status).inc()
+        self._metrics.request_seconds.labels(route).observe(seconds)
+        for stage, spent in timings.seconds.items():
+            self._metrics.stage_seconds.labels(stage).observe(spent)
+        if self._access_log:
+            _ACCESS.info(
+                "request",
+                extra={
+                    "request_id": request_id,
+                    "method": scope["method"],
+                    "route": route,
+                    "status": status,
+                    "ms": round(1000 * seconds, 2),
+                    **{f"{stage}_ms": round(1000 * spent, 2) for stage, spent in timings.seconds.items()},
+                },
+            )
+
+
+def _request_id(scope: Scope) -> str:
+    """The caller's ``X-Request-ID`` where it is short and plain, or a new one."""
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and _REQUEST_ID.fullmatch(text := value.decode("latin-1")):
+            return text
+    return uuid.uuid4().hex

@@ -1,0 +1,1 @@
+"""One file an endpoint; ``app.py`` lists them."""

@@ -1,0 +1,121 @@
+"""``POST /classify``: pictures and labels in, probabilities out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from fastapi import APIRouter, Request, Response
+from numpy.typing import NDArray
+
+from prompts.classifier import Predictions, ZeroShotClassifier
+from service.classes import check_classes, choose_templates
+from service.context import Services, Work, admitted, ended_with_client, services_of
+from service.engine import Features, ServedModel
+from service.errors import InvalidRequestError, item_error
+from service.inputs import ClassifyRequest, Picture
+from service.responses import JsonResponse
+from service.schemas import ClassifyAnswer, ClassifyBody, ClassifyOptions, openapi_body
+
+router = APIRouter(tags=["classify"])
+_FILES = {"image": {"type": "array", "items": {"type": "string", "format": "binary"}}}
+
+
+@router.post(
+    "/classify",
+    response_model=ClassifyAnswer,
+    openapi_extra=openapi_body(ClassifyBody, options=ClassifyOptions, files=_FILES),
+)
+async def classify(request: Request) -> Response:
+    """Score pictures against labels, or against a named classifier.
+
+    Takes JSON, a form with repeated `image` and `labels` fields, or a bare picture with its labels in
+    the query. Predictions come sorted, best first. Of several pictures a bad one is an `error` at its
+    index; a single bad one fails the request.
+    """
+    services = services_of(request)
+    async with admitted(request) as work:
+        with work.timings.measure("read"):
+            wanted = await services.inputs.classify(request)
+        work.places.grow_to(len(wanted.pictures))
+        async with ended_with_client(request):
+            return JsonResponse(await _classify(services, wanted, work))
+
+
+async def _classify(services: Services, wanted: ClassifyRequest, work: Work) -> dict[str, Any]:
+    name = wanted.classes.classifier
+    if name is not None:
+        stored, classifier = services.classifiers.get(name, wanted.activation)
+        if wanted.model not in {None, stored.model}:
+            raise InvalidRequestError(f"model: classifier {name!r} was made for model {stored.model!r}")
+        served, template_set = services.served_model(stored.model), stored.template_set
+    else:
+        served = services.served_model(wanted.model)
+        template_set = choose_templates(wanted.classes, services.template_sets, services.settings)
+        labels = check_classes(
+            wanted.classes,
+            template_set,
+            services.settings,
+            max_labels=services.settings.max_labels,
+            max_prompts=services.settings.max_prompts,
+        )
+        classifier = await services.engine.classifier_for(
+            served, labels, template_set, activation=wanted.activation
+        )
+    features = await image_features(services, served, wanted.pictures, work)
+    if wanted.single and isinstance(features[0], Exception):
+        raise features[0]
+    with work.timings.measure("score"):
+        results = _results(features, classifier, wanted.top_k)
+    return {
+        "model": served.model.name,
+        **({} if name is None else {"classifier": name}),
+        "template_set": template_set.name,
+        "activation": classifier.activation,
+        "results": results,
+    }
+
+
+async def image_features(
+    services: Services, served: ServedModel, pictures: Sequence[Picture], work: Work
+) -> list[Features | Exception]:
+    """Features (D,) of each picture in its place; embeddings made earlier are not encoded again."""
+    files = [picture for picture in pictures if isinstance(picture, bytes)]
+    encoded = iter(
+        await services.engine.encode_images(served, files, timings=work.timings, deadline=work.deadline)
+    )
+    dim = served.model.manifest.embedding_dim
+    return [next(encoded) if isinstance(picture, bytes) else _given(picture, dim) for picture in pictures]
+
+
+def _given(picture: NDArray[np.float32] | Exception, dim: int) -> Features | Exception:
+    if isinstance(picture, Exception) or picture.shape == (dim,):
+        return picture
+    return InvalidRequestError(f"embedding: has {picture.size} numbers, the model's has {dim}")
+
+
+def _results(
+    features: Sequence[Features | Exception], classifier: ZeroShotClassifier, top_k: int | None
+) -> list[dict[str, Any]]:
+    good = [row for row in features if not isinstance(row, Exception)]
+    predictions = _predictions(classifier.top(np.stack(good), top_k), classifier.labels) if good else []
+    scored = iter(predictions)
+    return [
+        {"index": index, "error": item_error(row)}
+        if isinstance(row, Exception)
+        else {"index": index, "predictions": next(scored)}
+        for index, row in enumerate(features)
+    ]
+
+
+def _predictions(best: Predictions, labels: tuple[str, ...]) -> list[list[dict[str, Any]]]:
+    # Whole columns become Python numbers at once: one at a time would cost ten times as much.
+    columns = zip(best.indices.tolist(), best.scores.tolist(), best.similarity.tolist(), strict=True)
+    return [
+        [
+            {"label": labels[index], "score": score, "similarity": similarity}
+            for index, score, similarity in zip(*row, strict=True)
+        ]
+        for row in columns
+    ]

@@ -1,0 +1,56 @@
+"""``/health/live``, ``/health/ready`` and ``/metrics``: for probes, load balancers and Prometheus."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from service.context import Services, services_of
+from service.responses import JsonResponse
+
+router = APIRouter(tags=["health"])
+
+
+@router.get("/health/live")
+async def live(request: Request) -> Response:
+    """200 while the engine works; 503 once a worker has died or hangs: restart the process."""
+    failures = services_of(request).engine.failures()
+    body = {"status": "dead", "reasons": failures} if failures else {"status": "live"}
+    return JsonResponse(body, 503 if failures else 200)
+
+
+@router.get("/health/ready")
+async def ready(request: Request) -> Response:
+    """200 while requests are welcome; 503 while the server starts, drains, or its engine is dead."""
+    services = services_of(request)
+    status = _status(services)
+    body = {
+        "status": status,
+        "models": [
+            {
+                "name": served.model.name,
+                "runtime": served.model.image.runtime,
+                "provider": served.model.image.provider,
+                "precision": served.model.image.precision,
+                "warmed": True,
+                "queue": {name: batcher.waiting("interactive") for name, batcher in served.batchers.items()},
+            }
+            for served in services.engine.served()
+        ],
+    }
+    return JsonResponse(body, 200 if status == "ready" else 503)
+
+
+@router.get("/metrics")
+async def metrics(request: Request) -> Response:
+    """Metrics in Prometheus' text format."""
+    registry = services_of(request).engine.metrics.registry
+    return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+
+def _status(services: Services) -> str:
+    if services.draining:
+        return "draining"
+    if services.engine.failures():
+        return "dead"
+    return "ready" if services.ready else "starting"

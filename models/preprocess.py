@@ -1,0 +1,182 @@
+"""Picture bytes → uint8 pixels, bit for bit as the reference does before it scales and normalises.
+
+Reference: ``open_clip.transform.image_transform``, that is torchvision's ``Resize`` and ``CenterCrop`` on a
+Pillow image, then ``convert("RGB")``. Resizing in the picture's own mode comes first, and matters: palette
+pictures are resized without interpolation, transparent ones with their colours weighted by alpha.
+"""
+
+from __future__ import annotations
+
+import warnings
+from io import BytesIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, features
+
+from models.errors import ImageError, ImageTooLargeError, InvalidImageError, UnsupportedImageFormatError
+from models.manifest import ImageSpec
+
+# Pillow warns about metadata that has no bearing on the pixels. Filtered once, at import: the filters belong
+# to the whole process, so switching them around each picture would race between threads.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+Image.init()
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", *(("AVIF",) if features.check("avif") else ()))
+
+_RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# Of a very long and narrow picture the reference first makes one whose short side fits, and a kilobyte can
+# ask for terabytes. Up to the first figure that is done at once, up to the others piece by piece.
+_RESIZED_AT_ONCE = 2**24
+_RESIZED_AT_MOST = 2**28
+_HALF_RESIZED_AT_MOST = 2**26
+_STRIP = 16
+
+
+class Preprocessor:
+    """Decodes a picture and brings it to the ``size`` × ``size`` pixels that ``spec`` describes.
+
+    Keeps no state, so any number of threads may share one; Pillow frees the GIL while it decodes and resizes.
+    ``max_pixels`` bounds width × height as the header states it, before anything is decoded. ``exif`` turns
+    pictures upright as their EXIF orientation says, before all else, which the reference does not do.
+    """
+
+    def __init__(self, spec: ImageSpec, *, max_pixels: int, exif: bool = True) -> None:
+        self._spec = spec
+        self._max_pixels = max_pixels
+        self._exif = exif
+        self._resampling = _RESAMPLING[spec.interpolation]
+
+    def __call__(self, data: bytes | memoryview) -> NDArray[np.uint8]:
+        """Encoded picture → RGB pixels, uint8 (size, size, 3), C-contiguous; of an animation the first frame.
+
+        Raises:
+            UnsupportedImageFormatError: the bytes begin as no picture format of ``FORMATS`` does.
+            ImageTooLargeError: more pixels than ``max_pixels``, or too narrow to be resized.
+            InvalidImageError: the picture is truncated or broken.
+        """
+        try:
+            with self._open(data) as image:
+                image.load()
+                return np.asarray(self._fit(self._upright(image)).convert("RGB"))
+        except ImageError:
+            raise
+        except Exception as error:  # decoders of hostile bytes raise whatever they trip over
+            raise InvalidImageError(
+                f"the picture cannot be decoded: {error or type(error).__name__}"
+            ) from error
+
+    def _open(self, data: bytes | memoryview) -> Image.Image:
+        """Read the header only. Not by ``Image.open``, whose limit on pixels warns and is no one's choice."""
+        stream = BytesIO(data)
+        prefix = stream.read(16)
+        for name in FORMATS:
+            factory, accept = Image.OPEN[name]
+            if accept is not None and accept(prefix) is True:
+                stream.seek(0)
+                image = factory(stream, "")
+                self._check_size(image)
+                return image
+        what = "it begins like none of them" if prefix else "it is empty (0 bytes)"
+        raise UnsupportedImageFormatError(f"the picture must be {', '.join(FORMATS)}; {what}")
+
+    def _check_size(self, image: Image.Image) -> None:
+        width, height = image.size
+        if width * height > self._max_pixels:
+            raise ImageTooLargeError(
+                f"the picture has {width}×{height} = {width * height} pixels; the limit is {self._max_pixels}"
+            )
+
+    def _upright(self, image: Image.Image) -> Image.Image:
+        if not self._exif:
+            return image
+        try:
+            turn = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+        except Exception:  # broken metadata beside good pixels: show them as they lie
+            return image
+        return image if turn is None else image.transpose(turn)
+
+    def _fit(self, image: Image.Image) -> Image.Image:
+        size = self._spec.size
+        width, height = image.size
+        match self._spec.resize:
+            case "squash":
+                return self._resize_and_crop(image, size, size)
+            case "shortest":
+                short = min(width, height)
+                return self._resize_and_crop(image, int(size * width / short), int(size * height / short))
+            case "longest":
+                ratio = max(width / size, height / size)
+                # The reference fails on a side that rounds to nothing; one pixel of it is kept here.
+                resized = self._resize(image, max(1, round(width / ratio)), max(1, round(height / ratio)))
+                return self._pad(resized)
+
+    def _resize_and_crop(self, image: Image.Image, width: int, height: int) -> Image.Image:
+        size = self._spec.size
+        # round() is the reference's: half a pixel goes to the even neighbour.
+        left, top = round((width - size) / 2), round((height - size) / 2)
+        if width * max(height, image.height) > _RESIZED_AT_ONCE:
+            return self._resize_piecewise(image, width, height, left, top)
+        resized = self._resize(image, width, height)
+        return resized if resized.size == (size, size) else resized.crop((left, top, left + size, top + size))
+
+    def _resize(self, image: Image.Image, width: int, height: int) -> Image.Image:
+        return image if image.size == (width, height) else image.resize((width, height), self._resampling)
+
+    def _resize_piecewise(
+        self, image: Image.Image, width: int, height: int, left: int, top: int
+    ) -> Image.Image:
+        """Equal to resizing and cropping, without ever holding the whole.
+
+        Pillow resizes rows first and columns after, rounding in between, and no column depends on another:
+        columns that the crop drops can go before the second step, and the rest can take it strip by strip.
+        """
+        size = self._spec.size
+        for pixels, limit in (
+            (width * image.height, _HALF_RESIZED_AT_MOST),
+            (width * height, _RESIZED_AT_MOST),
+        ):
+            if pixels > limit:
+                raise ImageTooLargeError(
+                    f"the picture of {image.width}×{image.height} pixels is too narrow: resizing it takes"
+                    f" {pixels} pixels on the way; the limit is {limit}"
+                )
+        premultiplied = {"LA": "La", "RGBA": "RGBa"}.get(image.mode)
+        source = image if premultiplied is None else image.convert(premultiplied)
+        rows = self._resize(source, width, image.height).crop((left, 0, left + size, image.height))
+        fitted = Image.new(rows.mode, (size, size))
+        for x in range(0, size, _STRIP):
+            right = min(x + _STRIP, size)
+            columns = self._resize(rows.crop((x, 0, right, rows.height)), right - x, height)
+            fitted.paste(columns.crop((0, top, right - x, top + size)), (x, 0))
+        if (palette := image.getpalette()) is not None:
+            fitted.putpalette(palette)
+        return fitted if premultiplied is None else fitted.convert(image.mode)
+
+    def _pad(self, image: Image.Image) -> Image.Image:
+        """Centre on a square of the fill colour; an odd pixel of border goes right or below."""
+        size = self._spec.size
+        if image.size == (size, size):
+            return image
+        fill = self._spec.fill
+        if len(set(fill)) > 1:
+            image = image.convert("RGB")
+        # A grey fill is the reference's single number: it stands for every channel of the picture's own mode,
+        # in a palette picture for an index.
+        channels = len(image.getbands())
+        colour = fill if len(set(fill)) > 1 else (fill[0],) * channels if channels > 1 else fill[0]
+        canvas = Image.new(image.mode, (size, size), colour)
+        if (palette := image.getpalette()) is not None:
+            canvas.putpalette(palette)
+        canvas.paste(image, ((size - image.width) // 2, (size - image.height) // 2))
+        return canvas

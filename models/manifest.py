@@ -73,11 +73,16 @@ class FileEntry(_Frozen):
 
 
 class TowerParity(_Frozen):
-    """How far one exported tower is from the reference over the check set."""
+    """How far one exported tower is from the reference over the check set.
+
+    ``reference_similarity`` is the mean cosine between different items under the reference itself: the
+    nearer it is to 1, the less a high ``min_cosine`` says.
+    """
 
     items: int
     min_cosine: float
     max_difference: float
+    reference_similarity: float | None = None
 
 
 class ParityReport(_Frozen):

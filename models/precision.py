@@ -1,0 +1,108 @@
+"""Smaller number formats: float16, and 8-bit integer weights by dynamic quantisation.
+
+A precision is a ladder of recipes, the fastest first; the export climbs it until the parity gate holds.
+Only the export imports this module.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from models.manifest import Precision
+from models.towers import quiet, weights_beside
+
+
+def _same_tower(tower: nn.Module) -> nn.Module:
+    return tower
+
+
+def _same_file(path: Path) -> None:
+    """Leave ``path`` alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """``prepare`` changes a torch tower before it is exported, ``finish`` the file that came out."""
+
+    description: str
+    prepare: Callable[[nn.Module], nn.Module] = _same_tower
+    finish: Callable[[Path], None] = _same_file
+
+
+def _half(tower: nn.Module, *, float_norms: bool) -> nn.Module:
+    """A copy of ``tower`` in float16; its own buffers, which scale pixels, stay float32."""
+    half = copy.deepcopy(tower)
+    for child in half.children():
+        child.half()
+    for parameter in half.parameters(recurse=False):
+        parameter.data = parameter.data.half()
+    if getattr(half, "attn_mask", None) is not None:
+        half.attn_mask = half.attn_mask.half()
+    if float_norms:
+        for module in half.modules():
+            if isinstance(module, nn.LayerNorm):
+                _in_float(module)
+    return half
+
+
+def _in_float(norm: nn.Module) -> None:
+    """Let one layer compute in float32 between layers that compute in float16."""
+
+    def widen(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (inputs[0].float(), *inputs[1:])
+
+    def narrow(_: nn.Module, __: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
+        return output.half()
+
+    norm.float()
+    norm.register_forward_pre_hook(widen)
+    norm.register_forward_hook(narrow)
+
+
+def _quantise(path: Path, *, operators: tuple[str, ...]) -> None:
+    """Weights of ``operators`` as int8, a scale a channel; activations are quantised as they come.
+
+    Weights use 7 of the 8 bits: on x86 without VNNI instructions the products of full bytes saturate,
+    and an export that was checked on one machine would be wrong on another.
+    """
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    large = weights_beside(path).exists()
+    graph = onnx.load(path)
+    for old in (path, weights_beside(path)):
+        old.unlink(missing_ok=True)
+    with quiet():
+        quantize_dynamic(
+            graph,
+            path,
+            op_types_to_quantize=list(operators),
+            per_channel=True,
+            reduce_range=True,
+            weight_type=QuantType.QInt8,
+            use_external_data_format=large,
+        )
+
+
+RECIPES: dict[Precision, tuple[Recipe, ...]] = {
+    "fp32": (Recipe(description="float32"),),
+    "fp16": (
+        Recipe(description="float16", prepare=partial(_half, float_norms=False)),
+        Recipe(description="float16, layer norms in float32", prepare=partial(_half, float_norms=True)),
+    ),
+    "int8": (
+        Recipe(
+            description="int8 weights and token embeddings",
+            finish=partial(_quantise, operators=("MatMul", "Gemm", "Gather")),
+        ),
+        Recipe(description="int8 weights", finish=partial(_quantise, operators=("MatMul", "Gemm"))),
+    ),
+}

@@ -117,7 +117,7 @@ async def _start(services: Services) -> None:
         raise
     except Exception as error:
         _LOG.critical("cannot start: %s", error, exc_info=_LOG.isEnabledFor(logging.DEBUG))
-        services.failed = True
+        services.failure = str(error)
         os.kill(os.getpid(), signal.SIGTERM)
 
 

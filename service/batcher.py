@@ -149,7 +149,8 @@ class Batcher(Generic[Item, Result]):
         self._check_open()
         if lane == "interactive" and self.waiting(lane) + len(items) > self._capacity:
             raise QueueFullError(
-                f"the queue of {self.name} is full: {self.waiting(lane)} items wait, at most {self._capacity} may",
+                f"the queue of {self.name} is full: {self.waiting(lane)} items wait,"
+                f" the limit is {self._capacity}",
                 retry_after=self.expected_wait(),
             )
         loop = asyncio.get_running_loop()
@@ -254,8 +255,8 @@ class Batcher(Generic[Item, Result]):
         try:
             outcomes = list(self._run(items))
             if len(outcomes) != len(items):
-                raise RuntimeError(f"{self.name} gave {len(outcomes)} outcomes for {len(items)} items")  # noqa: TRY301
-        except Exception as error:  # noqa: BLE001 (whatever it is, it belongs to the items)
+                raise RuntimeError(f"{self.name} gave {len(outcomes)} outcomes for {len(items)} items")
+        except Exception as error:
             if len(items) == 1:
                 return [error]
             middle = len(items) // 2

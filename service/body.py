@@ -34,7 +34,9 @@ def body_kind(request: Request, *, accepted: Iterable[BodyKind] = ("json", "form
     if kind is None or kind not in accepted:
         names = {"json": "application/json", "form": "multipart/form-data", "raw": "image/*"}
         takes = ", ".join(names[kind] for kind in accepted)
-        raise UnsupportedBodyError(f"Content-Type: {media_type[:80] or 'none'!r} is not accepted; use {takes}")
+        raise UnsupportedBodyError(
+            f"Content-Type: {media_type[:80] or 'none'!r} is not accepted; use {takes}"
+        )
     return kind
 
 
@@ -70,7 +72,8 @@ async def read_form(request: Request, limit: int, *, max_files: int, max_fields:
     except KeyError as error:  # a Content-Type without boundary
         raise MalformedBodyError("Content-Type: multipart/form-data needs a boundary") from error
     return [
-        (name, part.file.read() if isinstance(part, UploadFile) else part) for name, part in form.multi_items()
+        (name, part.file.read() if isinstance(part, UploadFile) else part)
+        for name, part in form.multi_items()
     ]
 
 

@@ -83,7 +83,9 @@ class NamedClassifiers:
             await asyncio.shield(build.task)
         return self.describe(name)
 
-    def get(self, name: str, activation: Activation | None = None) -> tuple[StoredClassifier, ZeroShotClassifier]:
+    def get(
+        self, name: str, activation: Activation | None = None
+    ) -> tuple[StoredClassifier, ZeroShotClassifier]:
         """A classifier that is ready.
 
         Raises:
@@ -155,7 +157,7 @@ class NamedClassifiers:
             await asyncio.to_thread(self.store.put, await self._complete(build))
         except asyncio.CancelledError:
             raise
-        except Exception as error:  # noqa: BLE001 (kept for whoever asks for the classifier)
+        except Exception as error:
             _LOG.exception("classifier failed to build", extra={"classifier": name})
             build.error = message_of(error)
             return

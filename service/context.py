@@ -23,7 +23,7 @@ from service.timings import Timings
 
 @dataclass(kw_only=True)
 class Services:
-    """The parts of one server, put together in ``app.create_app`` and found by routes in ``request.app.state``."""
+    """The parts of one server: put together in ``app.create_app``, found by routes in ``app.state``."""
 
     settings: Settings
     engine: Engine
@@ -33,6 +33,7 @@ class Services:
     inputs: InputReader
     ready: bool = False
     draining: bool = False
+    failure: str | None = None  # why the server could not start
 
     def served_model(self, name: str | None) -> ServedModel:
         """The model of that name, or the server's default one.

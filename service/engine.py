@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -212,7 +213,7 @@ class Engine:
         began = time.perf_counter()
         try:
             pixels = await loop.run_in_executor(self._decoders, served.model.preprocess, picture)
-        except Exception as error:  # noqa: BLE001 (it belongs to this picture)
+        except Exception as error:
             return error
         finally:
             timings.note("decode", time.perf_counter() - began)
@@ -325,7 +326,7 @@ class Engine:
         )
         for lane in ("interactive", "bulk"):
             gauge = self.metrics.queue_items.labels(model.name, encoder, lane)
-            gauge.set_function(lambda lane=lane: batcher.waiting(lane))
+            gauge.set_function(partial(batcher.waiting, lane))
         return batcher
 
     def _cache(self, name: str, max_bytes: int) -> EmbeddingCache:
@@ -381,7 +382,7 @@ def _features(outcome: TextFeatures | Exception) -> Features:
 
 def _check_finite(features: Features) -> list[Features | Exception]:
     """Rows of a batch (N, D); a row with NaN or infinity becomes an error of its own item."""
-    finite = np.isfinite(features).all(axis=1)
+    finite: list[bool] = np.isfinite(features).all(axis=1).tolist()
     return [
         row if good else NonFiniteFeaturesError("the encoder gave values that are not finite")
         for row, good in zip(features, finite, strict=True)

@@ -91,16 +91,7 @@ class InputReader:
         kind = body_kind(request)
         if kind == "json":
             body = parse_json(await self._body(request), ClassifyBody)
-            if (body.image is None) == (body.images is None):
-                raise InvalidRequestError("image, images: give exactly one of them")
-            sources = body.images or [body.image] if body.image is None else [body.image]
-            many = body.images is not None
-            pictures = [
-                self._picture(source, f"images[{place}]" if many else "image")
-                for place, source in enumerate(sources)
-                if source is not None
-            ]
-            return self._classify_request(pictures, body, single=not many)
+            return self._classify_request(self._pictures(body), body, single=body.images is None)
         if kind == "form":
             fields = await self._form(request)
             files = [self._file(part, "image") for name, part in fields if name == "image"]
@@ -178,6 +169,13 @@ class InputReader:
             model=options.model,
         )
 
+    def _pictures(self, body: ClassifyBody) -> list[Picture]:
+        if body.image is not None and body.images is None:
+            return [self._picture(body.image, "image")]
+        if body.images is not None and body.image is None:
+            return [self._picture(source, f"images[{place}]") for place, source in enumerate(body.images)]
+        raise InvalidRequestError("image, images: give exactly one of them")
+
     async def _body(self, request: Request) -> bytes:
         return await read_body(request, self.settings.max_body_bytes)
 
@@ -203,7 +201,8 @@ class InputReader:
             return InvalidRequestError(f"{field}: must be a file, not text")
         if len(part) > self.settings.max_image_bytes:
             return TooLargeError(
-                f"{field}: the picture has {len(part)} bytes, at most {self.settings.max_image_bytes} are allowed"
+                f"{field}: the picture has {len(part)} bytes,"
+                f" at most {self.settings.max_image_bytes} are allowed"
             )
         return part
 

@@ -1,4 +1,4 @@
-"""What every request goes through: an id, its timings, metrics, an access log line, errors as problem+json."""
+"""What every request goes through: an id, timings, metrics, a log line, errors as problem+json."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ClientGoneError(Exception):
 
 
 class Observe:
-    """Outermost of the application: nothing that happens inside leaves without an id, a log line and a count."""
+    """Outermost of the application: nothing leaves without an id, a log line and a count."""
 
     def __init__(self, app: ASGIApp, *, metrics: Metrics, access_log: bool) -> None:
         self._app = app
@@ -56,7 +56,7 @@ class Observe:
             await self._app(scope, receive, send_with_headers)
         except (ClientDisconnect, ClientGoneError):
             self._metrics.rejected.labels("client_gone").inc()
-        except Exception as error:  # noqa: BLE001 (the last line of defence)
+        except Exception as error:
             if status != _CLIENT_CLOSED:
                 raise  # the answer has begun; only the server can end the connection now
             await self._answer(error, request_id)(scope, receive, send_with_headers)
@@ -97,6 +97,6 @@ class Observe:
 def _request_id(scope: Scope) -> str:
     """The caller's ``X-Request-ID`` where it is short and plain, or a new one."""
     for name, value in scope["headers"]:
-        if name == b"x-request-id" and _REQUEST_ID.fullmatch(text := value.decode("latin-1")):
-            return text
+        if name == b"x-request-id" and _REQUEST_ID.fullmatch(value.decode("latin-1")):
+            return str(value, "latin-1")
     return uuid.uuid4().hex

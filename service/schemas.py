@@ -22,7 +22,8 @@ class ImageSource(_Body):
     base64: str | None = Field(None, description="The picture's file in base64; a data URI is accepted too.")
     url: str | None = Field(None, description="http or https address of the picture.")
     embedding: list[float] | str | None = Field(
-        None, description="An image embedding: D numbers, or base64 of little-endian float32. Not encoded again."
+        None,
+        description="An image embedding: D numbers, or base64 of little-endian float32. Not encoded again.",
     )
 
     @model_validator(mode="after")
@@ -52,7 +53,9 @@ class ClassifyOptions(_Body):
     template_set: str | None = Field(None, description="Name of a template set.")
     templates: list[str] | None = Field(None, description="Templates of your own, each with {label}.")
     activation: Activation | None = Field(None, description="Default: the model's own.")
-    top_k: Annotated[int, Field(ge=1)] | None = Field(None, description="Best predictions only; default: all.")
+    top_k: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Best predictions only; default: all."
+    )
     model: str | None = Field(None, description="Default: the first model of the server.")
 
 
@@ -60,7 +63,9 @@ class ClassifyBody(ClassifyOptions):
     """``POST /classify`` as JSON."""
 
     image: ImageSource | None = Field(None, description="One picture.")
-    images: Annotated[list[ImageSource], Field(min_length=1)] | None = Field(None, description="Several pictures.")
+    images: Annotated[list[ImageSource], Field(min_length=1)] | None = Field(
+        None, description="Several pictures."
+    )
 
 
 class EmbedInput(_Body):
@@ -80,7 +85,9 @@ class EmbedOptions(_Body):
     """Everything of ``POST /embed`` but the inputs."""
 
     encoding: Literal["float", "base64"] = Field("float", description="base64: little-endian float32.")
-    truncate: Literal["end", "error"] = Field("end", description="What happens to a text over the context length.")
+    truncate: Literal["end", "error"] = Field(
+        "end", description="What happens to a text over the context length."
+    )
     model: str | None = Field(None, description="Default: the first model of the server.")
 
 
@@ -177,8 +184,10 @@ class Problem(BaseModel):
 def openapi_body(
     body: type[BaseModel], *, options: type[BaseModel] | None = None, files: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """The ``requestBody`` of a route that takes JSON and, where ``options`` are given, forms and bare pictures."""
-    content: dict[str, Any] = {"application/json": {"schema": body.model_json_schema(ref_template=_REFERENCE)}}
+    """The ``requestBody`` of a route: JSON and, where ``options`` are given, forms and bare pictures."""
+    content: dict[str, Any] = {
+        "application/json": {"schema": body.model_json_schema(ref_template=_REFERENCE)}
+    }
     if options is not None:
         fields = options.model_json_schema(ref_template=_REFERENCE)["properties"]
         content["multipart/form-data"] = {

@@ -27,7 +27,8 @@ class Settings(BaseSettings):
     template_sets_dir: Path | None = Field(None, description="Folder of further template sets (JSON).")
 
     models: Annotated[tuple[str, ...], NoDecode] = Field(
-        ("shapes",), description="Models loaded before readiness, separated by commas; the first is the default."
+        ("shapes",),
+        description="Models loaded before readiness, separated by commas; the first is the default.",
     )
     runtime: RuntimeName = Field("auto", description="What runs the graphs.")
     provider: Provider = Field("auto", description="Execution provider; what is asked for is what runs.")
@@ -39,7 +40,13 @@ class Settings(BaseSettings):
     max_batch: int = Field(32, ge=1, le=4096, description="Items in one batch.")
     max_queue: int = Field(1024, ge=1, description="Items admitted at once; above it requests get 429.")
     request_timeout: float = Field(30.0, gt=0, description="Seconds until a request is answered with 504.")
-    stall_timeout: float = Field(60.0, gt=0, description="Seconds a batch may run before the engine counts as dead.")
+    stall_timeout: float = Field(
+        60.0, gt=0, description="Seconds a batch may run before the engine counts as dead."
+    )
+
+    drain_seconds: float = Field(
+        0.0, ge=0, description="Seconds between SIGTERM, when readiness turns 503, and closing the port."
+    )
 
     max_body_bytes: int = Field(32 * 2**20, ge=1, description="Bytes of a request body.")
     max_image_bytes: int = Field(16 * 2**20, ge=1, description="Bytes of one picture file.")
@@ -55,7 +62,9 @@ class Settings(BaseSettings):
     class_cache_bytes: int = Field(64 * 2**20, ge=0, description="Bytes of cached class embeddings.")
     matrix_cache_bytes: int = Field(64 * 2**20, ge=0, description="Bytes of cached class matrices.")
     background_prompts: int = Field(
-        256, ge=0, description="A classifier that needs more new prompts than this is built in the background."
+        256,
+        ge=0,
+        description="A classifier that needs more new prompts than this is built in the background.",
     )
 
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")

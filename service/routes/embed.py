@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -64,9 +63,7 @@ async def embed(request: Request) -> Response:
     )
 
 
-async def _embed(
-    services: Services, served: ServedModel, wanted: EmbedRequest, work: Work
-) -> list[Outcome]:
+async def _embed(services: Services, served: ServedModel, wanted: EmbedRequest, work: Work) -> list[Outcome]:
     """One outcome an input, in their order; pictures and texts each go to their own encoder."""
     texts = [one for one in wanted.inputs if isinstance(one, str)]
     pictures = [one for one in wanted.inputs if not isinstance(one, str)]

@@ -1,0 +1,60 @@
+"""``clipserve models``: what is in the registry."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from models.errors import ManifestError
+from models.registry import describe
+from service.commands.options import registry_of
+from service.settings import Settings
+
+models = typer.Typer(help="Look at the models in the registry.", no_args_is_help=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.add_typer(models, name="models")
+
+
+@models.command("list")
+def list_models(
+    as_json: Annotated[bool, typer.Option("--json", help="As one JSON array.")] = False,
+) -> None:
+    """List every model in CLIPSERVE_MODELS_DIR and the embedded one."""
+    registry = registry_of(Settings())
+    manifests, broken = [], []
+    for name in registry.names():
+        try:
+            manifests.append(registry.manifest(name))
+        except ManifestError as error:
+            broken.append(str(error))
+    if as_json:
+        typer.echo(json.dumps([describe(one) for one in manifests], indent=2))
+        return
+    table = Table("name", "architecture", "pretrained", "dim", "picture", "precision", "MB", box=None)
+    for one in manifests:
+        size = sum(entry.size for entry in one.files.values()) / 1e6
+        table.add_row(
+            one.name,
+            one.architecture,
+            one.pretrained or "-",
+            str(one.embedding_dim),
+            f"{one.image.size} px",
+            one.precision,
+            f"{size:.1f}",
+        )
+    Console().print(table)
+    for reason in broken:
+        Console(stderr=True).print(f"[red]{reason}[/red]")
+
+
+@models.command("show")
+def show_model(name: Annotated[str, typer.Argument(help="Name, as models list has it.")]) -> None:
+    """Print what a model's manifest says, its parity report included."""
+    typer.echo(json.dumps(describe(registry_of(Settings()).manifest(name)), indent=2, ensure_ascii=False))

@@ -1,0 +1,58 @@
+"""``clipserve serve`` and ``clipserve config``."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from service.settings import Settings
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command()(serve)
+    app.command()(config)
+
+
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one.")] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="Model to load before readiness; repeat for several, the first is the default."),
+    ] = None,
+) -> None:
+    """Start the server.
+
+    Every setting is a CLIPSERVE_ variable ([bold]clipserve config[/bold] lists them); the options here win.
+
+    Example: [bold]clipserve serve --port 8000 --model shapes[/bold]
+    """
+    from service.app import create_app
+    from service.logs import configure_logging
+    from service.server import run
+
+    given: dict[str, Any] = {"host": host, "port": port, "models": tuple(model) if model else None}
+    settings = Settings(**{name: value for name, value in given.items() if value is not None})
+    configure_logging(level=settings.log_level, style=settings.log_format)
+    raise typer.Exit(run(create_app(settings), settings))
+
+
+def config(
+    as_json: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False,
+) -> None:
+    """Show every setting, its value here, and what it means."""
+    settings = Settings()
+    if as_json:
+        typer.echo(json.dumps(settings.model_dump(mode="json"), indent=2))
+        return
+    table = Table("variable", "value", "meaning", box=None, pad_edge=False, header_style="bold")
+    for name, field in Settings.model_fields.items():
+        value = getattr(settings, name)
+        shown = ",".join(value) if isinstance(value, tuple) else "" if value is None else str(value)
+        table.add_row(f"CLIPSERVE_{name.upper()}", shown, field.description or "")
+    Console(soft_wrap=False).print(table)

@@ -19,6 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from models import parity, towers
+from models.architectures import Weights, load
 from models.check_set import CheckSet
 from models.errors import ExportError, ManifestError
 from models.manifest import (
@@ -40,7 +41,7 @@ from models.precision import RECIPES
 from models.preprocess import Preprocessor
 from models.reference import Reference
 from models.runtimes import RuntimeOptions, Session, open_session
-from models.staging import staged
+from models.staging import already_there, staged
 from models.tokenizer import Tokenizer
 
 Progress: TypeAlias = Callable[[str, float], None]
@@ -117,6 +118,59 @@ def export_model(
             parity=made.report,
         ).write(folder)
     return destination
+
+
+def export_open_clip(
+    architecture: str,
+    *,
+    destination: Path,
+    name: str | None = None,
+    pretrained: str | None = None,
+    checkpoint: Path | None = None,
+    seed: int = 0,
+    precision: Precision = "fp32",
+    check_images: Path | None = None,
+    overwrite: bool = False,
+    cache_dir: Path | None = None,
+    licence: str = "",
+    description: str = "",
+    threads: int = 0,
+    progress: Progress | None = None,
+) -> Path:
+    """Export a model that open_clip knows by name; see ``architectures.load`` and ``export_model``.
+
+    ``architecture`` is one of ``open_clip.list_models()``, ``hf-hub:…`` or ``local-dir:…``. ``pretrained``
+    is one of its tags, ``checkpoint`` a file of weights, fine-tuned ones say; with neither, the weights are
+    random. ``name`` is that of the folder ``destination`` unless given. Returns ``destination``.
+
+    Raises:
+        ExportError: see there. Nothing is left behind.
+    """
+    name = name or destination.name
+    _check_name(name)
+    if destination.exists() and not overwrite:
+        raise ExportError(already_there(destination))
+    if progress:
+        progress(f"loading {architecture}", 0.0)
+    weights = Weights(tag=pretrained, checkpoint=checkpoint, seed=seed)
+    loaded = load(architecture, weights, cache_dir=cache_dir)
+    return export_model(
+        loaded.model,
+        loaded.tokenizer,
+        name=name,
+        architecture=loaded.architecture,
+        destination=destination,
+        image=loaded.image,
+        pretrained=pretrained,
+        precision=precision,
+        check_images=check_images,
+        overwrite=overwrite,
+        licence=licence,
+        source=loaded.source,
+        description=". ".join(filter(None, (description, *loaded.remarks))),
+        threads=threads,
+        progress=progress,
+    )
 
 
 _Judged: TypeAlias = tuple[Features, TowerParity, tuple[int, ...]]
@@ -304,7 +358,7 @@ class _Job:
         except OSError:
             raise  # the disk's, which ``staged`` words
         except Exception as error:  # the exporter raises whatever a model's Python code makes it raise
-            raise ExportError(f"the {tower} tower cannot be exported: {_reason(error)}") from error
+            raise ExportError(f"the {tower} tower cannot be exported: {towers.reason(error)}") from error
 
     def _judged(self, path: Path, judge: Callable[[Session], _Judged]) -> _Judged:
         try:
@@ -367,11 +421,3 @@ def _versions() -> dict[str, str]:
         with contextlib.suppress(PackageNotFoundError):
             found[package] = version(package)
     return found
-
-
-def _reason(error: Exception) -> str:
-    """The first line that says something; the exporter wraps its causes in pages of advice."""
-    while error.__cause__ is not None and isinstance(error.__cause__, Exception):
-        error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:300] if lines else 'no message'}"

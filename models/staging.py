@@ -41,6 +41,11 @@ def staged(destination: Path, *, overwrite: bool = False) -> Iterator[Path]:
         raise ExportError(f"{destination} could not be written: {reason}") from error
 
 
+def already_there(destination: Path) -> str:
+    """Why an existing model folder is not written to."""
+    return f"{destination.name}: there is a model of that name already; nothing was written"
+
+
 def _swap(folder: Path, destination: Path, *, aside: Path) -> None:
     if not destination.exists():
         folder.rename(destination)

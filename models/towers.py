@@ -76,7 +76,7 @@ class NativeTextTower(nn.Module):
 
         length = tokens.shape[1]
         x = self.token_embedding(tokens) + self.positional_embedding[:length]
-        mask = None if self.attn_mask is None else self.attn_mask[:length, :length]
+        mask = None if self.attn_mask is None else self.attn_mask[:length, :length].to(x.dtype)
         x = self.ln_final(self.transformer(x, attn_mask=mask))
         x = text_global_pool(x, tokens, self.pool_type, eos_token_id=self.eos_id)
         return _normalised(_projected(x, self.text_projection))
@@ -169,6 +169,14 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(disabled)
+
+
+def reason(error: BaseException) -> str:
+    """The cause and its first line; exporters and loaders wrap theirs in pages of advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:300] if lines else 'no message'}"
 
 
 def _text(model: nn.Module) -> nn.Module:

@@ -1,0 +1,56 @@
+# make run and make test do all the set-up a fresh machine needs: Python 3.11 or later, make, a C compiler.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+WORKERS ?= auto
+
+.PHONY: run test lint format bench train-shapes evaluate-shapes test-e2e test-zoo soak lock image clean
+
+run: $(VENV)/.serving  ## create the environment and serve the embedded model
+	$(BIN)/clipserve serve
+
+test: $(VENV)/.developing lint  ## lint, types, import rules and the fast tests
+	$(BIN)/pytest -n $(WORKERS) -m "not e2e and not zoo and not soak"
+
+lint: $(VENV)/.developing  ## ruff, mypy strict, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.developing  ## let ruff put the code in order
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+test-e2e: $(VENV)/.developing  ## the long end-to-end tests
+	$(BIN)/pytest -m e2e
+
+test-zoo: $(VENV)/.developing  ## export every architecture of docs/zoo.md and write that table anew (hours)
+	$(BIN)/pytest -m zoo
+
+bench: $(VENV)/.developing  ## measure; results go to benchmarks/results
+	$(BIN)/python -m benchmarks.run
+
+train-shapes: $(VENV)/.developing  ## train, export and evaluate the embedded model (about 20 minutes on 4 cores)
+	$(BIN)/python -m models.shapes.train
+
+evaluate-shapes: $(VENV)/.developing  ## measure the embedded model and write its model card's figures anew
+	$(BIN)/python -m models.shapes.evaluate
+
+lock: $(VENV)/.developing  ## write constraints.txt from what is installed
+	$(BIN)/pip freeze --exclude-editable --exclude clipserve | grep -v ' @ ' > constraints.txt
+
+clean:  ## remove the environment and every cache
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+
+$(BIN)/pip:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.serving: $(BIN)/pip pyproject.toml constraints.txt
+	$(PIP) --editable '.[cpu]'
+	touch $@
+
+$(VENV)/.developing: $(BIN)/pip pyproject.toml constraints.txt
+	$(PIP) --editable '.[cpu,export,dev]'
+	touch $@ $(VENV)/.serving

@@ -20,6 +20,7 @@ from models.manifest import file_entry
 
 Progress = Callable[[str, float], None]
 
+_DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -48,13 +49,16 @@ class HubRepository:
         from huggingface_hub import hf_hub_download
 
         with _explained(self.repo, self.commit, path):
-            local = Path(
-                hf_hub_download(self.repo, path, revision=self.commit, tqdm_class=_progress_bar(path, progress))
+            local = hf_hub_download(
+                self.repo,
+                path,
+                revision=self.commit,
+                tqdm_class=_progress_bar(path, progress),
             )
         stated = self.files.get(path)
         if stated is not None:
-            check_sha256(local, path, stated, by="the hub")
-        return local
+            check_sha256(Path(local), path, stated, by="the hub")
+        return Path(local)
 
 
 def open_repository(repo: str, revision: str | None) -> HubRepository:
@@ -90,7 +94,7 @@ def check_sha256(local: Path, path: str, expected: str, *, by: str) -> None:
     """
     found = file_entry(local).sha256
     if found != expected.lower():
-        raise PullError(f"{path}: {by} expects the SHA-256 {expected.lower()}, and the file has {found}; refused")
+        raise PullError(f"{path}: {by} expects the SHA-256 {expected.lower()}, the file has {found}; refused")
 
 
 def _cached_repository(repo: str, revision: str | None) -> HubRepository:
@@ -129,38 +133,36 @@ def _sentence(error: Exception, repo: str, revision: str | None, path: str) -> s
     """What went wrong, for a user's eyes; None for an error that is none of the hub's."""
     from huggingface_hub import constants, errors
 
+    hub, cache = constants.ENDPOINT, constants.HF_HUB_CACHE
     what = f"{path} of {repo}" if path else repo
-    if isinstance(error, errors.HFValidationError):
-        return f"repo: {repo!r} is no repository name, which has the form owner/name"
-    if isinstance(error, errors.GatedRepoError):
-        return f"{repo} is gated: accept its terms on {constants.ENDPOINT} and set HF_TOKEN"
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return f"repo: {constants.ENDPOINT} has no repository {repo} (or it is private and HF_TOKEN is not set)"
-    if isinstance(error, errors.RevisionNotFoundError):
-        return f"revision: {repo} has no branch, tag or commit {revision!r}"
-    if isinstance(error, errors.LocalEntryNotFoundError):
-        return f"{what} is not in the cache, and {constants.ENDPOINT} cannot be reached"
-    if isinstance(error, errors.EntryNotFoundError):
-        return f"{repo} has no file {path}"
-    if isinstance(error, errors.HfHubHTTPError):
-        return f"{constants.ENDPOINT} answered {error.response.status_code} for {what}"
-    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return f"the disk is full: {what} could not be stored in {constants.HF_HUB_CACHE}"
+    known: dict[type[Exception], str] = {
+        errors.HFValidationError: f"repo: {repo!r} is no repository name, which has the form owner/name",
+        errors.GatedRepoError: f"{repo} is gated: accept its terms on {hub} and set HF_TOKEN",
+        errors.RepositoryNotFoundError: f"repo: {hub} has no {repo} (if it is private, set HF_TOKEN)",
+        errors.RevisionNotFoundError: f"revision: {repo} has no branch, tag or commit {revision!r}",
+        errors.LocalEntryNotFoundError: f"{what} is not in the cache, and {hub} cannot be reached",
+        errors.EntryNotFoundError: f"{repo} has no file {path}",
+        errors.HfHubHTTPError: f"{hub} did not hand out {what}: {error}",
+    }
+    for kind, sentence in known.items():
+        if isinstance(error, kind):
+            return sentence
     if isinstance(error, OSError) and error.errno is not None:
-        return f"{what} could not be stored in {constants.HF_HUB_CACHE}: {error.strerror}"
+        reason = "the disk is full" if error.errno in _DISK_FULL else error.strerror
+        return f"{what} could not be stored in {cache}: {reason}"
     # The HTTP library under huggingface_hub changed its name between releases.
     if not isinstance(error, OSError) and not type(error).__module__.startswith("httpx"):
         return None
     if path:
-        return f"the connection to {constants.ENDPOINT} was cut while {what} was fetched; pull again"
-    return f"the hub {constants.ENDPOINT} cannot be reached: {error}"
+        return f"the connection to {hub} was cut while {what} was fetched; pull again"
+    return f"the hub {hub} cannot be reached ({error})"
 
 
 def _progress_bar(path: str, progress: Progress) -> Any:
     """A ``tqdm`` class that reports to ``progress`` and draws nothing."""
     from tqdm.auto import tqdm
 
-    class Bar(tqdm):  # type: ignore[type-arg, misc]
+    class Bar(tqdm):  # type: ignore[misc]
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             kwargs["disable"] = True
             super().__init__(*args, **kwargs)

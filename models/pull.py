@@ -1,0 +1,254 @@
+"""Ready-made ONNX exports from a model hub → a folder of the registry.
+
+What is pulled is rewrapped to the contract of ``models.manifest`` and enters only after the rewrapped pair
+gave what the original files give, over generated pictures and texts, in batches of 1, 2 and 7.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import version
+from math import exp
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from models.errors import PullError
+from models.hub import HubRepository, Progress, check_sha256, open_repository
+from models.layouts import Facts, Layout, find_layout, read_facts
+from models.manifest import (
+    IMAGE_GRAPH,
+    MANIFEST_NAME,
+    TEXT_GRAPH,
+    TOKENIZER,
+    ModelManifest,
+    Precision,
+    ScoringSpec,
+    file_entry,
+)
+from models.staging import staged
+
+if TYPE_CHECKING:
+    from models.originals import Checked
+
+_EXTRA = ("onnx", "onnxruntime")
+_ONE_BY_ONE = " It was exported for a batch of one: a batch is run item by item inside the graph."
+_CLIP_LIMIT = 100.0  # "clipped to prevent scaling the logits by more than 100" (Radford et al. 2021, 2.5)
+
+
+@dataclass(frozen=True)
+class _Download:
+    """The files of one layout, fetched when asked for and compared with their pinned SHA-256."""
+
+    repository: HubRepository
+    pinned: Mapping[str, str]
+    progress: Progress
+
+    def __call__(self, path: str) -> Path:
+        local = self.repository.download(path, self.progress)
+        if path in self.pinned:
+            check_sha256(local, path, self.pinned[path], by="the pin")
+        return local
+
+    def graph(self, path: str, folder: Path) -> Path:
+        """A graph with the files of its weights beside it.
+
+        Such weights are copied to ``folder``: the cache keeps links, which ONNX refuses to follow.
+        """
+        from models.rewrap import external_files
+
+        local = self(path)
+        beside = external_files(local)
+        if not beside:
+            return local
+        for name in (Path(path).name, *beside):
+            source = self(str(Path(path).with_name(name)))
+            shutil.copyfile(source, folder / Path(name).name)
+        return folder / Path(path).name
+
+
+def pull(
+    repo: str,
+    *,
+    destination: Path,
+    revision: str | None = None,
+    name: str | None = None,
+    precision: Precision = "fp32",
+    sha256: Mapping[str, str] | None = None,
+    logit_scale: float | None = None,
+    logit_bias: float | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Path:
+    """Fetch a model, rewrap it, check it against the original and move it to ``destination``.
+
+    Args:
+        repo: ``owner/name`` on the hub that ``HF_ENDPOINT`` names, or ``owner/name@revision``.
+        destination: the model's folder; its parent is made where it is missing.
+        revision: branch, tag or commit; None is the default branch. The manifest records the commit.
+        name: the model's name; None takes that of ``destination``.
+        precision: which of the repository's exports to take.
+        sha256: hex digests by path in the repository; a file that differs is refused.
+        logit_scale: the trained factor, for a repository that does not hold it.
+        logit_bias: the same for SigLIP's bias.
+        overwrite: replace what lies at ``destination``; otherwise that is an error.
+        progress: called with what is going on and how far it is, 0 to 1.
+
+    Returns:
+        ``destination``.
+
+    Raises:
+        PullError: in one sentence, whatever went wrong; nothing is left behind.
+        ExportError: the rewrapped graphs do not give what the original gives; the text has the figures.
+    """
+    _require_extra()
+    repo, _, tagged = repo.partition("@")
+    say = progress or (lambda _stage, _done: None)
+    say("looking up", 0.0)
+    repository = open_repository(repo, revision or tagged or None)
+    layout = find_layout(repo, repository.files, precision)
+    download = _Download(repository, _pins(sha256 or {}, repository), say)
+    scoring = _Given(logit_scale, logit_bias)
+    with (
+        staged(destination, overwrite=overwrite) as folder,
+        tempfile.TemporaryDirectory(dir=folder.parent) as originals,
+    ):
+        manifest = _build(
+            download,
+            layout,
+            name=name or destination.name,
+            precision=precision,
+            given=scoring,
+            folder=folder,
+            originals=Path(originals),
+        )
+        manifest.write(folder)
+    say("done", 1.0)
+    return destination
+
+
+def default_name(repo: str) -> str:
+    """The name a pulled model gets where the user gives none: the last part of ``owner/name@revision``."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", repo.partition("@")[0].rpartition("/")[2]).strip("-.") or "model"
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What the caller knows about scoring."""
+
+    scale: float | None
+    bias: float | None
+
+
+def _build(
+    download: _Download,
+    layout: Layout,
+    *,
+    name: str,
+    precision: Precision,
+    given: _Given,
+    folder: Path,
+    originals: Path,
+) -> ModelManifest:
+    """Fill ``folder`` with a checked model; returns the manifest to write there."""
+    from models.originals import Originals, check
+    from models.rewrap import load_graph, opset, parameter_count, save_graph, tower, wrap_image, wrap_text
+
+    facts = read_facts(layout, download)
+    shutil.copyfile(download(layout.tokenizer), folder / TOKENIZER)
+    paths = {path: download.graph(path, originals) for path in layout.graphs}
+    download.progress("rewrapping", 0.0)
+    image = load_graph(paths[layout.image])
+    text = image if layout.combined else load_graph(paths[layout.text])
+    original = Originals.open(
+        facts, image, text, (paths[layout.image], paths[layout.text]), folder / TOKENIZER
+    )
+    image, text = tower(image, original.image_output), tower(text, original.text_output)
+    parameters = parameter_count((image, text)) if precision != "int8" else None
+    dim = original.embedding_dim()
+    spec = facts.image
+    wrapped = wrap_image(image, size=spec.size, mean=spec.mean, std=spec.std, embedding_dim=dim)
+    save_graph(wrapped, folder / IMAGE_GRAPH)
+    wrapped = wrap_text(
+        text,
+        mask=original.mask,
+        end_token=original.text.end_token,
+        pad_token=original.text.pad_token,
+        embedding_dim=dim,
+    )
+    save_graph(wrapped, folder / TEXT_GRAPH)
+    del image, text
+    download.progress("comparing with the original", 0.0)
+    checked = check(original, folder, reference=f"original ONNX files of {download.repository}")
+    scoring, remark = _scoring(facts, checked, given)
+    files = {path.name: file_entry(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST_NAME}
+    digests = {path: f"sha256:{file_entry(local).sha256}" for path, local in paths.items()}
+    report = checked.report.model_copy(
+        update={"versions": {tool: version(tool) for tool in _EXTRA} | digests}
+    )
+    return ModelManifest(
+        name=name,
+        architecture=facts.architecture,
+        pretrained=str(download.repository),
+        network_activation=facts.network_activation,
+        parameters=parameters,
+        source=f"{download.repository} ({layout.name} layout)",
+        licence=download.repository.licence,
+        description=f"Rewrapped from {' and '.join(layout.graphs)}. {remark}"
+        + (_ONE_BY_ONE if original.one_by_one else ""),
+        embedding_dim=dim,
+        image=spec,
+        text=checked.text,
+        scoring=scoring,
+        precision=precision,
+        opset=opset(wrapped),
+        files=files,
+        parity=report,
+    )
+
+
+def _scoring(facts: Facts, checked: Checked, given: _Given) -> tuple[ScoringSpec, str]:
+    """The trained scale and bias from the surest source there is, and what to say where one is assumed."""
+    measured = checked.scoring
+    if given.scale is not None:
+        return _spec(facts, given.scale, given.bias or 0.0), "Logit scale and bias as given to pull."
+    if measured is not None:
+        return _spec(facts, *measured), "Logit scale and bias measured on the original's own scores."
+    if facts.activation == "sigmoid":
+        raise PullError(
+            "the repository holds SigLIP's trained logit scale and bias in no graph, and scores mean nothing"
+            " without them: give logit_scale and logit_bias"
+        )
+    if facts.log_scale is not None:
+        return _spec(facts, exp(facts.log_scale), 0.0), "Logit scale from config.json."
+    remark = (
+        f"The repository does not say its trained logit scale; CLIP's limit of {_CLIP_LIMIT:g} is assumed."
+    )
+    return _spec(facts, _CLIP_LIMIT, 0.0), remark
+
+
+def _spec(facts: Facts, scale: float, bias: float) -> ScoringSpec:
+    return ScoringSpec(logit_scale=scale, logit_bias=bias, activation=facts.activation)
+
+
+def _pins(pinned: Mapping[str, str], repository: HubRepository) -> Mapping[str, str]:
+    for path, digest in pinned.items():
+        if path not in repository.files:
+            raise PullError(f"sha256: {repository} has no file {path}")
+        if not re.fullmatch(r"[0-9a-fA-F]{64}", digest):
+            raise PullError(f"sha256: the digest of {path} must be 64 hexadecimal digits, not {digest!r}")
+    return pinned
+
+
+def _require_extra() -> None:
+    for package in _EXTRA:
+        try:
+            import_module(package)
+        except ImportError as error:
+            raise PullError(
+                f"pull needs the package {package}, which is not installed: pip install 'clipserve[export]'"
+            ) from error

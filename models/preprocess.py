@@ -35,11 +35,11 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# Of a very long and narrow picture the reference first makes one whose short side fits, and a kilobyte can
-# ask for terabytes. Up to the first figure that is done at once, up to the others piece by piece.
-_RESIZED_AT_ONCE = 2**24
-_RESIZED_AT_MOST = 2**28
-_HALF_RESIZED_AT_MOST = 2**26
+# A long and narrow picture is enlarged by the reference until its short side fits, and then nearly all of it
+# is cropped away: a kilobyte can ask for terabytes. Up to so many pixels that is done at once; beyond them it
+# is done piece by piece, and the long side may be so many times the short one.
+_ENLARGED_AT_ONCE = 2**24
+_NARROWEST = 2048
 _STRIP = 16
 
 
@@ -71,6 +71,10 @@ class Preprocessor:
                 return np.asarray(self._fit(self._upright(image)).convert("RGB"))
         except ImageError:
             raise
+        except Image.DecompressionBombError as error:  # a decoder that looks before the header is known here
+            raise ImageTooLargeError(
+                f"the picture has too many pixels; the limit is {self._max_pixels} ({error})"
+            ) from error
         except Exception as error:  # decoders of hostile bytes raise whatever they trip over
             raise InvalidImageError(
                 f"the picture cannot be decoded: {error or type(error).__name__}"
@@ -111,57 +115,56 @@ class Preprocessor:
         width, height = image.size
         match self._spec.resize:
             case "squash":
-                return self._resize_and_crop(image, size, size)
+                return self._resize(image, size, size)
             case "shortest":
                 short = min(width, height)
-                return self._resize_and_crop(image, int(size * width / short), int(size * height / short))
+                return self._cover(image, int(size * width / short), int(size * height / short))
             case "longest":
                 ratio = max(width / size, height / size)
                 # The reference fails on a side that rounds to nothing; one pixel of it is kept here.
-                resized = self._resize(image, max(1, round(width / ratio)), max(1, round(height / ratio)))
-                return self._pad(resized)
-
-    def _resize_and_crop(self, image: Image.Image, width: int, height: int) -> Image.Image:
-        size = self._spec.size
-        # round() is the reference's: half a pixel goes to the even neighbour.
-        left, top = round((width - size) / 2), round((height - size) / 2)
-        if width * max(height, image.height) > _RESIZED_AT_ONCE:
-            return self._resize_piecewise(image, width, height, left, top)
-        resized = self._resize(image, width, height)
-        return resized if resized.size == (size, size) else resized.crop((left, top, left + size, top + size))
+                return self._pad(
+                    self._resize(image, max(1, round(width / ratio)), max(1, round(height / ratio)))
+                )
 
     def _resize(self, image: Image.Image, width: int, height: int) -> Image.Image:
         return image if image.size == (width, height) else image.resize((width, height), self._resampling)
 
-    def _resize_piecewise(
+    def _cover(self, image: Image.Image, width: int, height: int) -> Image.Image:
+        """Resize to ``width`` × ``height``, of which neither is below ``size``, and keep the middle."""
+        size = self._spec.size
+        # round() is the reference's: half a pixel goes to the even neighbour.
+        left, top = round((width - size) / 2), round((height - size) / 2)
+        if width * height > _ENLARGED_AT_ONCE and width > image.width:
+            return self._enlarge_piecewise(image, width, height, left, top)
+        resized = self._resize(image, width, height)
+        return resized if resized.size == (size, size) else resized.crop((left, top, left + size, top + size))
+
+    def _enlarge_piecewise(
         self, image: Image.Image, width: int, height: int, left: int, top: int
     ) -> Image.Image:
         """Equal to resizing and cropping, without ever holding the whole.
 
-        Pillow resizes rows first and columns after, rounding in between, and no column depends on another:
-        columns that the crop drops can go before the second step, and the rest can take it strip by strip.
+        When it enlarges, Pillow resizes rows first and columns after, rounding in between, and no column
+        depends on another: those that the crop drops can go before the second step, and the rest can take it
+        strip by strip.
         """
+        if max(image.size) > _NARROWEST * min(image.size):
+            raise ImageTooLargeError(
+                f"the picture of {image.width}×{image.height} pixels is too narrow:"
+                f" its long side may be at most {_NARROWEST} times its short side"
+            )
         size = self._spec.size
-        for pixels, limit in (
-            (width * image.height, _HALF_RESIZED_AT_MOST),
-            (width * height, _RESIZED_AT_MOST),
-        ):
-            if pixels > limit:
-                raise ImageTooLargeError(
-                    f"the picture of {image.width}×{image.height} pixels is too narrow: resizing it takes"
-                    f" {pixels} pixels on the way; the limit is {limit}"
-                )
         premultiplied = {"LA": "La", "RGBA": "RGBa"}.get(image.mode)
         source = image if premultiplied is None else image.convert(premultiplied)
         rows = self._resize(source, width, image.height).crop((left, 0, left + size, image.height))
-        fitted = Image.new(rows.mode, (size, size))
+        middle = Image.new(rows.mode, (size, size))
         for x in range(0, size, _STRIP):
             right = min(x + _STRIP, size)
             columns = self._resize(rows.crop((x, 0, right, rows.height)), right - x, height)
-            fitted.paste(columns.crop((0, top, right - x, top + size)), (x, 0))
+            middle.paste(columns.crop((0, top, right - x, top + size)), (x, 0))
         if (palette := image.getpalette()) is not None:
-            fitted.putpalette(palette)
-        return fitted if premultiplied is None else fitted.convert(image.mode)
+            middle.putpalette(palette)
+        return middle if premultiplied is None else middle.convert(image.mode)
 
     def _pad(self, image: Image.Image) -> Image.Image:
         """Centre on a square of the fill colour; an odd pixel of border goes right or below."""

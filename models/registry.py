@@ -77,8 +77,11 @@ class LoadedModel:
 
     def describe(self) -> dict[str, Any]:
         """What ``GET /models`` tells about a loaded model."""
-        return describe(self.manifest) | {
-            "loaded": True,
+        return describe(self.manifest) | {"loaded": True} | self.running()
+
+    def running(self) -> dict[str, Any]:
+        """What runs the graphs, and how long it took to get there."""
+        return {
             "runtime": self.image.runtime,
             "provider": self.image.provider,
             "runtime_precision": self.image.precision,
@@ -137,7 +140,9 @@ class ModelRegistry:
         """The description of a model, loaded or not."""
         manifest = ModelManifest.read(self.folder(name))
         if manifest.name != name:
-            raise ManifestError(f"{name}: {MANIFEST_NAME} gives the name {manifest.name!r}; they must be equal")
+            raise ManifestError(
+                f"{name}: {MANIFEST_NAME} gives the name {manifest.name!r}; they must be equal"
+            )
         return manifest
 
     def load(self, name: str) -> LoadedModel:

@@ -109,7 +109,7 @@ async def _start(services: Services) -> None:
     try:
         for name in services.settings.models:
             served = await services.engine.load(name)
-            _LOG.info("model loaded", extra=served.model.describe())
+            _LOG.info("model loaded", extra={"model": name} | served.model.running())
         services.classifiers.resume()
         services.ready = True
         _LOG.info("ready")

@@ -382,7 +382,7 @@ def _features(outcome: TextFeatures | Exception) -> Features:
 
 def _check_finite(features: Features) -> list[Features | Exception]:
     """Rows of a batch (N, D); a row with NaN or infinity becomes an error of its own item."""
-    finite: list[bool] = np.isfinite(features).all(axis=1).tolist()
+    finite = np.atleast_1d(np.isfinite(features).all(axis=1))
     return [
         row if good else NonFiniteFeaturesError("the encoder gave values that are not finite")
         for row, good in zip(features, finite, strict=True)

@@ -43,13 +43,12 @@ class Server(uvicorn.Server):
                 signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._services.draining or self._services.failure:
+        if self._services.draining:
             _LOG.warning("stopping at once")
-            self.handle_exit(number, frame)
             self.force_exit = True
-            return
         self._services.draining = True
-        delay = self._services.settings.drain_seconds if number == signal.SIGTERM else 0.0
+        at_once = number == signal.SIGINT or self.force_exit or self._services.failure
+        delay = 0.0 if at_once else self._services.settings.drain_seconds
         self._loop.call_soon_threadsafe(self._loop.call_later, delay, self.handle_exit, number, frame)
 
 

@@ -72,7 +72,9 @@ def _session(path: Path, options: RuntimeOptions, provider: str) -> ort.Inferenc
     """
     wanted = _PROVIDERS[provider]
     if wanted not in ort.get_available_providers():
-        raise RuntimeUnavailableError(f"provider {provider!r} is not in this ONNX Runtime; {_REMEDY[provider]}")
+        raise RuntimeUnavailableError(
+            f"provider {provider!r} is not in this ONNX Runtime; {_REMEDY[provider]}"
+        )
     try:
         session = ort.InferenceSession(
             str(path),
@@ -82,7 +84,9 @@ def _session(path: Path, options: RuntimeOptions, provider: str) -> ort.Inferenc
     except Exception as error:  # ONNX Runtime's own error classes share no public base
         if not path.is_file():
             raise ManifestError(f"{path.name} is missing") from error
-        raise ManifestError(f"{path.name} is no ONNX graph that can be loaded: {_first_line(error)}") from error
+        raise ManifestError(
+            f"{path.name} is no ONNX graph that can be loaded: {_first_line(error)}"
+        ) from error
     if session.get_providers()[0] != wanted:
         raise RuntimeUnavailableError(
             f"provider {provider!r} was asked for and {session.get_providers()[0]} was given;"

@@ -7,6 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from models.errors import ManifestError
 from models.registry import describe
 from service.context import Services, services_of
 from service.responses import JsonResponse
@@ -22,7 +23,7 @@ async def list_models(request: Request) -> Response:
     return JsonResponse(
         {
             "default": services.settings.models[0],
-            "models": [await asyncio.to_thread(_describe, services, name) for name in names],
+            "models": [await asyncio.to_thread(_describe_any, services, name) for name in names],
         }
     )
 
@@ -51,6 +52,14 @@ async def list_template_sets(request: Request) -> Response:
             ],
         }
     )
+
+
+def _describe_any(services: Services, name: str) -> dict[str, Any]:
+    """One broken model must not hide the others."""
+    try:
+        return _describe(services, name)
+    except ManifestError as error:
+        return {"name": name, "loaded": False, "error": str(error)}
 
 
 def _describe(services: Services, name: str) -> dict[str, Any]:

@@ -153,15 +153,16 @@ class ModelRegistry:
             ManifestError: a file is missing, differs from its SHA-256 or does not do what it should.
             RuntimeUnavailableError: the execution provider asked for cannot run here.
         """
-        with self._lock:
-            gate = self._loading.setdefault(name, threading.Lock())
-        with gate:
-            if name in self._loaded:
-                return self._loaded[name]
-            model = self._open(name)
-            with self._lock:
-                self._loaded[name] = model
-            return model
+        with self._gate(name):
+            return self._loaded[name] if name in self._loaded else self._put(self._open(name))
+
+    def reload(self, name: str) -> LoadedModel:
+        """Load a model anew from its files, in place of the one that is loaded, which the caller closes.
+
+        Raises what ``load`` raises; then the old one stays.
+        """
+        with self._gate(name):
+            return self._put(self._open(name))
 
     def get(self, name: str) -> LoadedModel:
         """A model that is loaded.
@@ -190,6 +191,16 @@ class ModelRegistry:
         """Unload everything."""
         for model in list(self.loaded()):
             self.unload(model.name).close()
+
+    def _gate(self, name: str) -> threading.Lock:
+        """One model is opened once at a time; different ones side by side."""
+        with self._lock:
+            return self._loading.setdefault(name, threading.Lock())
+
+    def _put(self, model: LoadedModel) -> LoadedModel:
+        with self._lock:
+            self._loaded[model.name] = model
+        return model
 
     def _open(self, name: str) -> LoadedModel:
         began = time.perf_counter()

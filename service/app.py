@@ -27,6 +27,7 @@ from service.inputs import InputReader
 from service.metrics import Metrics
 from service.middleware import Observe
 from service.routes import classifiers, classify, embed, health, models
+from service.served import BatchOptions
 from service.settings import Settings
 
 _LOG = logging.getLogger("clipserve")
@@ -81,10 +82,12 @@ def _services(settings: Settings) -> Services:
         registry,
         metrics,
         EngineOptions(
-            max_batch=settings.max_batch,
-            max_queue=settings.max_queue,
+            batches=BatchOptions(
+                max_batch=settings.max_batch,
+                capacity=settings.max_queue,
+                stall_seconds=settings.stall_timeout,
+            ),
             decode_threads=settings.decode_threads,
-            stall_seconds=settings.stall_timeout,
             background_prompts=settings.background_prompts,
             class_cache_bytes=settings.class_cache_bytes,
             matrix_cache_bytes=settings.matrix_cache_bytes,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prompts.labels import Label, check_labels
 from prompts.templates import TemplateSet, TemplateSets, custom_template_set
-from service.engine import count_prompts
+from service.class_builder import count_prompts
 from service.errors import TooLargeError
 from service.inputs import ClassRequest
 from service.settings import Settings

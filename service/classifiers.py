@@ -18,8 +18,11 @@ from prompts.errors import UnknownClassifierError
 from prompts.labels import Label
 from prompts.store import ClassifierStore, StoredClassifier, check_classifier_name
 from prompts.templates import TemplateSet
-from service.engine import LABELS_A_ROUND, Engine, Features, count_prompts, make_classifier, split
-from service.errors import UnavailableError, message_of
+from service.batcher import Lane
+from service.class_builder import LABELS_A_ROUND, count_prompts, make_classifier, split
+from service.engine import Engine
+from service.errors import InvalidRequestError, UnavailableError, message_of
+from service.served import Features
 
 _LOG = logging.getLogger("clipserve.classifiers")
 _CHECKPOINT_ROUNDS = 16
@@ -75,11 +78,11 @@ class NamedClassifiers:
             labels=tuple(labels),
             template_set=template_set,
             model=model,
-            model_digest=served.model.manifest.digest,
+            model_digest=served.digest,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         build = self._start(stored)
-        if build.task is not None and not self.engine.is_large(labels, template_set):
+        if build.task is not None and not self.engine.classes.is_large(labels, template_set):
             await asyncio.shield(build.task)
         return self.describe(name)
 
@@ -99,6 +102,18 @@ class NamedClassifiers:
         model = self.engine.model(stored.model).model
         labels = [label.name for label in stored.labels]
         return stored, make_classifier(model, labels, stored.matrix, activation)
+
+    def model_of(self, name: str, model: str | None = None) -> str:
+        """The model a classifier was made for; ``model``, where given, must be the same.
+
+        Raises:
+            UnknownClassifierError: there is no classifier of that name.
+            InvalidRequestError: it was made for another model.
+        """
+        made_for = self.describe(name)["model"]
+        if model not in {None, made_for}:
+            raise InvalidRequestError(f"model: classifier {name!r} was made for model {made_for!r}")
+        return str(made_for)
 
     def describe(self, name: str) -> dict[str, Any]:
         """What ``GET /classifiers/{name}`` answers.
@@ -141,7 +156,7 @@ class NamedClassifiers:
             served = self.engine.model(stored.model)
         except UnknownModelError:
             return False
-        return stored.matrix is not None and served.model.manifest.digest == stored.model_digest
+        return stored.matrix is not None and served.digest == stored.model_digest
 
     def _start(self, stored: StoredClassifier) -> _Build:
         if (running := self._builds.get(stored.name)) is not None and running.task is not None:
@@ -166,25 +181,22 @@ class NamedClassifiers:
 
     async def _complete(self, build: _Build) -> StoredClassifier:
         """Encode what is missing, a round of labels at a time; from time to time write a checkpoint."""
-        stored = build.stored
-        served = self.engine.model(stored.model)
-        digest = served.model.manifest.digest
+        served = self.engine.model(build.stored.model)
         matrices: list[Features] = []
-        if stored.matrix is not None and stored.model_digest == digest:
-            matrices.append(stored.matrix)
-        stored = replace(stored, model_digest=digest, matrix=None)
-        large = self.engine.is_large(stored.labels, stored.template_set)
+        if build.stored.matrix is not None and build.stored.model_digest == served.digest:
+            matrices.append(build.stored.matrix)
+        stored = replace(build.stored, model_digest=served.digest, matrix=None)
+        labels, template_set = stored.labels, stored.template_set
+        large = self.engine.classes.is_large(labels, template_set)
+        lane: Lane = "bulk" if large else "interactive"
         build.done = sum(map(len, matrices))
-        for count, some in enumerate(split(stored.labels[build.done :], LABELS_A_ROUND), 1):
-            matrices.append(
-                await self.engine.encode_classes(
-                    served, some, stored.template_set, lane="bulk" if large else "interactive"
-                )
-            )
-            build.done += len(some)
-            if large and count % _CHECKPOINT_ROUNDS == 0:
-                matrices = [np.concatenate(matrices)]
-                await asyncio.to_thread(self.store.put_partial, replace(stored, matrix=matrices[0]))
+        with served.use():
+            for count, some in enumerate(split(labels[build.done :], LABELS_A_ROUND), 1):
+                matrices.append(await self.engine.classes.some_rows(served, some, template_set, lane=lane))
+                build.done += len(some)
+                if large and count % _CHECKPOINT_ROUNDS == 0:
+                    matrices = [np.concatenate(matrices)]
+                    await asyncio.to_thread(self.store.put_partial, replace(stored, matrix=matrices[0]))
         return replace(stored, matrix=np.concatenate(matrices))
 
 

@@ -13,10 +13,11 @@ from starlette.requests import Request
 from prompts.templates import TemplateSets
 from service.admission import Admission, Places
 from service.classifiers import NamedClassifiers
-from service.engine import Engine, ServedModel
+from service.engine import Engine
 from service.errors import UnavailableError
 from service.inputs import InputReader
 from service.middleware import ClientGoneError
+from service.served import ServedModel
 from service.settings import Settings
 from service.timings import Timings
 

@@ -27,8 +27,8 @@ from models.registry import LoadedModel
 from prompts.ensemble import build_class_embeddings
 from prompts.labels import Label, check_labels
 from prompts.templates import TemplateSet, TemplateSets, custom_template_set
+from service.class_builder import make_classifier, split
 from service.commands.options import load_model
-from service.engine import make_classifier, split
 from service.settings import Settings
 
 _PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".mpo", ".avif"}

@@ -36,7 +36,7 @@ async def put_classifier(request: Request, name: str) -> Response:
             max_labels=settings.max_classifier_labels,
             max_prompts=settings.max_classifier_labels * 100,
         )
-        made = await services.classifiers.put(name, labels, template_set, model=served.model.name)
+        made = await services.classifiers.put(name, labels, template_set, model=served.name)
     return JsonResponse(made, 202 if made["state"] == "building" else 200)
 
 

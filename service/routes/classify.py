@@ -10,13 +10,14 @@ from fastapi import APIRouter, Request, Response
 from numpy.typing import NDArray
 
 from prompts.classifier import Predictions, ZeroShotClassifier
+from prompts.templates import TemplateSet
 from service.classes import check_classes, choose_templates
 from service.context import Services, Work, admitted, ended_with_client, services_of
-from service.engine import Features, ServedModel
 from service.errors import InvalidRequestError, item_error
 from service.inputs import ClassifyRequest, Picture
 from service.responses import JsonResponse
 from service.schemas import ClassifyAnswer, ClassifyBody, ClassifyOptions, openapi_body
+from service.served import Features, ServedModel
 
 router = APIRouter(tags=["classify"])
 _FILES = {"image": {"type": "array", "items": {"type": "string", "format": "binary"}}}
@@ -45,36 +46,43 @@ async def classify(request: Request) -> Response:
 
 async def _classify(services: Services, wanted: ClassifyRequest, work: Work) -> dict[str, Any]:
     name = wanted.classes.classifier
-    if name is not None:
-        stored, classifier = services.classifiers.get(name, wanted.activation)
-        if wanted.model not in {None, stored.model}:
-            raise InvalidRequestError(f"model: classifier {name!r} was made for model {stored.model!r}")
-        served, template_set = services.served_model(stored.model), stored.template_set
-    else:
-        served = services.served_model(wanted.model)
-        template_set = choose_templates(wanted.classes, services.template_sets, services.settings)
-        labels = check_classes(
-            wanted.classes,
-            template_set,
-            services.settings,
-            max_labels=services.settings.max_labels,
-            max_prompts=services.settings.max_prompts,
-        )
-        classifier = await services.engine.classifier_for(
-            served, labels, template_set, activation=wanted.activation
-        )
-    features = await image_features(services, served, wanted.pictures, work)
+    model = wanted.model if name is None else services.classifiers.model_of(name, wanted.model)
+    with services.served_model(model).use() as served:
+        template_set, classifier = await _classifier(services, served, wanted)
+        features = await image_features(services, served, wanted.pictures, work)
     if wanted.single and isinstance(features[0], Exception):
         raise features[0]
     with work.timings.measure("score"):
         results = _results(features, classifier, wanted.top_k)
     return {
-        "model": served.model.name,
+        "model": served.name,
         **({} if name is None else {"classifier": name}),
         "template_set": template_set.name,
         "activation": classifier.activation,
         "results": results,
     }
+
+
+async def _classifier(
+    services: Services, served: ServedModel, wanted: ClassifyRequest
+) -> tuple[TemplateSet, ZeroShotClassifier]:
+    """The classifier that is named, or the one that the labels make."""
+    if wanted.classes.classifier is not None:
+        stored, classifier = services.classifiers.get(wanted.classes.classifier, wanted.activation)
+        return stored.template_set, classifier
+    settings = services.settings
+    template_set = choose_templates(wanted.classes, services.template_sets, settings)
+    labels = check_classes(
+        wanted.classes,
+        template_set,
+        settings,
+        max_labels=settings.max_labels,
+        max_prompts=settings.max_prompts,
+    )
+    classifier = await services.engine.classifier_for(
+        served, labels, template_set, activation=wanted.activation
+    )
+    return template_set, classifier
 
 
 async def image_features(

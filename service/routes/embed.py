@@ -8,12 +8,13 @@ import numpy as np
 from fastapi import APIRouter, Request, Response
 
 from service.context import Services, Work, admitted, ended_with_client, services_of
-from service.engine import Features, ServedModel, TextFeatures
+from service.engine import TextFeatures
 from service.errors import item_error
 from service.inputs import Embeddable, EmbedRequest
 from service.responses import JsonResponse, base64_floats, npy_response
 from service.routes.classify import image_features
 from service.schemas import EmbedAnswer, EmbedBody, EmbedOptions, openapi_body
+from service.served import Features, ServedModel
 
 router = APIRouter(tags=["embed"])
 _NPY = "application/x-npy"
@@ -43,8 +44,8 @@ async def embed(request: Request) -> Response:
             wanted = await services.inputs.embed(request)
         work.places.grow_to(len(wanted.inputs))
         async with ended_with_client(request):
-            served = services.served_model(wanted.model)
-            outcomes = await _embed(services, served, wanted, work)
+            with services.served_model(wanted.model).use() as served:
+                outcomes = await _embed(services, served, wanted, work)
     as_npy = _NPY in request.headers.get("accept", "")
     failed = next((outcome for outcome in outcomes if isinstance(outcome, Exception)), None)
     if failed is not None and (as_npy or len(outcomes) == 1):
@@ -53,7 +54,7 @@ async def embed(request: Request) -> Response:
         return npy_response(np.stack([_vector(one) for one in outcomes if not isinstance(one, Exception)]))
     return JsonResponse(
         {
-            "model": served.model.name,
+            "model": served.name,
             "dim": served.model.manifest.embedding_dim,
             "embeddings": [
                 _entry(index, one, outcome, in_base64=wanted.encoding == "base64")

@@ -28,7 +28,7 @@ async def ready(request: Request) -> Response:
         "status": status,
         "models": [
             {
-                "name": served.model.name,
+                "name": served.name,
                 "runtime": served.model.image.runtime,
                 "provider": served.model.image.provider,
                 "precision": served.model.image.precision,

@@ -64,6 +64,6 @@ def _describe_any(services: Services, name: str) -> dict[str, Any]:
 
 def _describe(services: Services, name: str) -> dict[str, Any]:
     for served in services.engine.served():
-        if served.model.name == name:
+        if served.name == name:
             return served.model.describe()
     return describe(services.engine.registry.manifest(name))

@@ -1,0 +1,147 @@
+"""Class embeddings on the server: from labels to a matrix, through two caches and the text encoder."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Sequence
+from typing import Protocol, TypeVar
+
+import numpy as np
+
+from models.manifest import Activation
+from models.registry import LoadedModel
+from prompts.cache import EmbeddingCache, class_key, matrix_key
+from prompts.classifier import ZeroShotClassifier
+from prompts.ensemble import PromptPlan
+from prompts.labels import Label
+from prompts.templates import TemplateSet
+from service.batcher import Lane
+from service.metrics import Metrics
+from service.served import Features, ServedModel
+
+T = TypeVar("T")
+LABELS_A_ROUND = 64
+
+
+class EncodeTexts(Protocol):
+    """``Engine.encode_prompts``."""
+
+    def __call__(self, served: ServedModel, texts: Sequence[str], *, lane: Lane) -> Awaitable[Features]:
+        """Texts → features (N, D)."""
+        ...
+
+
+class ClassBuilder:
+    """Builds class matrices. What was encoded for one list of labels is not encoded for another.
+
+    ``background_prompts``: a list with more prompts than this is encoded in the bulk lane.
+    """
+
+    def __init__(
+        self,
+        encode_texts: EncodeTexts,
+        metrics: Metrics,
+        *,
+        class_cache_bytes: int,
+        matrix_cache_bytes: int,
+        background_prompts: int,
+    ) -> None:
+        self._encode_texts = encode_texts
+        self._classes = _cache("class", class_cache_bytes, metrics)
+        self._matrices = _cache("matrix", matrix_cache_bytes, metrics)
+        self._background_prompts = background_prompts
+        self._building: dict[bytes, asyncio.Task[Features]] = {}
+
+    async def matrix(
+        self, served: ServedModel, labels: Sequence[Label], template_set: TemplateSet
+    ) -> Features:
+        """Class embeddings (C, D), from the caches where possible.
+
+        Callers that ask for the same list at the same time share one piece of work, which goes on
+        when they leave: the next one to ask finds it done.
+        """
+        key = matrix_key(served.digest, template_set, labels)
+        if (matrix := self._matrices.get(key)) is not None:
+            return matrix
+        task = self._building.get(key)
+        if task is None:
+            task = asyncio.create_task(self._build(served, labels, template_set))
+            self._building[key] = task
+            task.add_done_callback(lambda done: self._keep(key, done))
+        return await asyncio.shield(task)
+
+    async def some_rows(
+        self, served: ServedModel, labels: Sequence[Label], template_set: TemplateSet, *, lane: Lane
+    ) -> Features:
+        """Class embeddings (C, D) of a few labels; those the cache knows are not encoded."""
+        keys = [class_key(served.digest, template_set, label) for label in labels]
+        rows = self._classes.get_many(keys)
+        missing = [index for index, row in enumerate(rows) if row is None]
+        if missing:
+            plan = PromptPlan.of([labels[index] for index in missing], template_set)
+            fresh = plan.embed(await self._encode_texts(served, plan.texts, lane=lane))
+            for index, row in zip(missing, fresh, strict=True):
+                rows[index] = row
+                self._classes.put(keys[index], row)
+        return np.stack([row for row in rows if row is not None])
+
+    def is_large(self, labels: Sequence[Label], template_set: TemplateSet) -> bool:
+        """Whether a list has more prompts than a caller should wait for."""
+        return count_prompts(labels, template_set) > self._background_prompts
+
+    async def close(self) -> None:
+        """Stop building."""
+        tasks = list(self._building.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _build(
+        self, served: ServedModel, labels: Sequence[Label], template_set: TemplateSet
+    ) -> Features:
+        lane: Lane = "bulk" if self.is_large(labels, template_set) else "interactive"
+        with served.use():
+            rounds = [
+                await self.some_rows(served, some, template_set, lane=lane)
+                for some in split(labels, LABELS_A_ROUND)
+            ]
+        return np.concatenate(rounds)
+
+    def _keep(self, key: bytes, done: asyncio.Task[Features]) -> None:
+        del self._building[key]
+        if not done.cancelled() and done.exception() is None:
+            self._matrices.put(key, done.result())
+
+
+def make_classifier(
+    model: LoadedModel, labels: Sequence[str], matrix: Features, activation: Activation | None = None
+) -> ZeroShotClassifier:
+    """A classifier that scores as the model's manifest says, unless ``activation`` says otherwise."""
+    scoring = model.manifest.scoring
+    return ZeroShotClassifier(
+        labels=tuple(labels),
+        matrix=matrix,
+        logit_scale=scoring.logit_scale,
+        logit_bias=scoring.logit_bias,
+        activation=activation or scoring.activation,
+    )
+
+
+def count_prompts(labels: Sequence[Label], template_set: TemplateSet) -> int:
+    """How many prompts a list of labels makes."""
+    each = len(template_set.templates)
+    return sum(each if label.prompts is None else len(label.prompts) for label in labels)
+
+
+def split(items: Sequence[T], size: int) -> list[Sequence[T]]:
+    """Runs of at most ``size`` items, in order."""
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def _cache(name: str, max_bytes: int, metrics: Metrics) -> EmbeddingCache:
+    def note(event: str, count: int) -> None:
+        metrics.cache_events.labels(name, event).inc(count)
+
+    cache = EmbeddingCache(max_bytes, on_event=note)
+    metrics.cache_bytes.labels(name).set_function(lambda: cache.nbytes)
+    return cache

@@ -38,6 +38,14 @@ class UnavailableError(Exception):
     """Starting or draining."""
 
 
+class UnauthorizedError(Exception):
+    """A key is needed, and is missing or wrong."""
+
+
+class ForbiddenError(Exception):
+    """Nobody may do this on this server."""
+
+
 @dataclass(frozen=True)
 class Status:
     """How one kind of exception is answered; ``code`` is stable and meant for programs."""
@@ -52,6 +60,8 @@ _INTERNAL = Status(500, "internal_error", "Internal error")
 # The first class that fits wins, so a subclass stands above its base.
 _TABLE: tuple[tuple[type[Exception], Status], ...] = (
     (MalformedBodyError, Status(400, "malformed_body", "Malformed body")),
+    (UnauthorizedError, Status(401, "unauthorized", "Unauthorized")),
+    (ForbiddenError, Status(403, "forbidden", "Forbidden")),
     (models.UnknownModelError, Status(404, "unknown_model", "Unknown model")),
     (prompts.UnknownTemplateSetError, Status(404, "unknown_template_set", "Unknown template set")),
     (prompts.UnknownClassifierError, Status(404, "unknown_classifier", "Unknown classifier")),
@@ -73,6 +83,8 @@ _TABLE: tuple[tuple[type[Exception], Status], ...] = (
     (InvalidRequestError, Status(422, "invalid_request", "Invalid request")),
     (QueueFullError, Status(429, "queue_full", "Queue full")),
     (UnavailableError, Status(503, "unavailable", "Not available")),
+    (models.ManifestError, Status(503, "broken_model", "Broken model")),
+    (models.RuntimeUnavailableError, Status(503, "runtime_unavailable", "Runtime not available")),
     (BatcherStoppedError, Status(503, "engine_stopped", "Engine stopped")),
     (DeadlineExceededError, Status(504, "deadline_exceeded", "Deadline exceeded")),
     (TimeoutError, Status(504, "deadline_exceeded", "Deadline exceeded")),
@@ -116,7 +128,7 @@ def _problem(status: Status, detail: str, *, retry_after: float | None = None) -
         "code": status.code,
         "detail": detail,
     }
-    headers = {}
+    headers = {"WWW-Authenticate": "Bearer"} if status.status == 401 else {}
     if status.status in {429, 503}:
         headers["Retry-After"] = str(max(1, math.ceil(retry_after or 1.0)))
     return Response(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from models.runtimes import Provider, RuntimeName
@@ -44,6 +44,9 @@ class Settings(BaseSettings):
         60.0, gt=0, description="Seconds a batch may run before the engine counts as dead."
     )
 
+    admin_key: SecretStr | None = Field(
+        None, min_length=16, description="Key for loading and unloading models; without it nobody can."
+    )
     drain_seconds: float = Field(
         0.0, ge=0, description="Seconds between SIGTERM, when readiness turns 503, and closing the port."
     )

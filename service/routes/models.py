@@ -9,7 +9,9 @@ from fastapi import APIRouter, Request, Response
 
 from models.errors import ManifestError
 from models.registry import describe
+from service.access import require_admin
 from service.context import Services, services_of
+from service.errors import InvalidRequestError
 from service.responses import JsonResponse
 
 router = APIRouter(tags=["models"])
@@ -32,6 +34,26 @@ async def list_models(request: Request) -> Response:
 async def get_model(request: Request, name: str) -> Response:
     """One model: what its manifest says, its parity report, and what runs it."""
     return JsonResponse(await asyncio.to_thread(_describe, services_of(request), name))
+
+
+@router.post("/models/{name}/load")
+async def load_model(request: Request, name: str) -> Response:
+    """Load a model, or the changed files of a loaded one, without stopping what is served (admin key)."""
+    services = services_of(request)
+    require_admin(request, services.settings)
+    served = await services.engine.load(name)
+    return JsonResponse(served.model.describe())
+
+
+@router.post("/models/{name}/unload", status_code=204)
+async def unload_model(request: Request, name: str) -> Response:
+    """Take a model out of service; what it is working on is answered first (admin key)."""
+    services = services_of(request)
+    require_admin(request, services.settings)
+    if name == services.settings.models[0]:
+        raise InvalidRequestError(f"name: {name!r} is the default model and stays loaded")
+    await services.engine.unload(name)
+    return Response(status_code=204)
 
 
 @router.get("/template-sets")

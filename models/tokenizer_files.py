@@ -199,7 +199,10 @@ def _standalone(tokenizer: Any, *, strip_separator: bool) -> Tokenizer:
 
 
 def _with_separator_as_zero(backend: Tokenizer, separator: str) -> Tokenizer:
-    """What ``strip_sep_token`` does to the ids, done to the tokenizer: the separator's id becomes 0."""
+    """What ``strip_sep_token`` does to the ids, done to the tokenizer: the separator's id becomes 0.
+
+    An id has one special string, so the padding's own, typed into a text, is read as plain text from then on.
+    """
     document = json.loads(backend.to_str())
     vocabulary = document["model"]["vocab"]
     if not isinstance(vocabulary, dict):

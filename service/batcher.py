@@ -214,11 +214,12 @@ class Batcher(Generic[Item, Result]):
 
     def _pump(self, loop: asyncio.AbstractEventLoop) -> None:
         self._pump_scheduled = False
+        batch: list[_Entry[Item, Result]] = []
         try:
             while len(self._running) < self._slots and (batch := self._next_batch()):
                 self._start(batch, loop)
-        except BaseException as error:
-            self._die(error)
+        except BaseException as error:  # such as a thread that the system refuses
+            self._die(error, batch)
             raise
         self._note_idle()
 
@@ -242,8 +243,8 @@ class Batcher(Generic[Item, Result]):
 
     def _start(self, batch: list[_Entry[Item, Result]], loop: asyncio.AbstractEventLoop) -> None:
         key = id(batch)
-        self._running[key] = batch
         job = self._threads.submit(self._run_isolated, [entry.item for entry in batch])
+        self._running[key] = batch
 
         def report(done: ThreadFuture[list[Result | Exception]]) -> None:
             loop.call_soon_threadsafe(self._finish, key, done, loop)

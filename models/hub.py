@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from models.manifest import file_entry
 Progress = Callable[[str, float], None]
 
 _DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_DEFAULT_BRANCH = "main"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -79,6 +80,7 @@ def open_repository(repo: str, revision: str | None) -> HubRepository:
             return _cached_repository(repo, revision)
     if info.sha is None:
         raise PullError(f"the hub names no commit for {repo}@{revision or 'its default branch'}")
+    _remember(repo, revision, info.sha)
     stated = {
         sibling.rfilename: sibling.lfs.sha256 if sibling.lfs else None for sibling in info.siblings or ()
     }
@@ -97,12 +99,25 @@ def check_sha256(local: Path, path: str, expected: str, *, by: str) -> None:
         raise PullError(f"{path}: {by} expects the SHA-256 {expected.lower()}, the file has {found}; refused")
 
 
-def _cached_repository(repo: str, revision: str | None) -> HubRepository:
+def _cache_folder(repo: str) -> Path:
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
 
-    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="model")
-    commit = revision or constants.DEFAULT_REVISION
+    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="model")
+
+
+def _remember(repo: str, revision: str | None, commit: str) -> None:
+    """Note in the cache which commit a branch or tag is, for offline mode: downloads go by the commit."""
+    reference = _cache_folder(repo) / "refs" / (revision or _DEFAULT_BRANCH)
+    if not _COMMIT.fullmatch(reference.name):
+        with suppress(OSError):  # a cache that is read only, or full, is met again by the downloads
+            reference.parent.mkdir(parents=True, exist_ok=True)
+            reference.write_text(commit)
+
+
+def _cached_repository(repo: str, revision: str | None) -> HubRepository:
+    folder = _cache_folder(repo)
+    commit = revision or _DEFAULT_BRANCH
     if not _COMMIT.fullmatch(commit):
         reference = folder / "refs" / commit
         if not reference.is_file():

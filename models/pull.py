@@ -10,11 +10,11 @@ import re
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import version
 from math import exp
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from models.errors import PullError
@@ -47,12 +47,20 @@ class _Download:
     repository: HubRepository
     pinned: Mapping[str, str]
     progress: Progress
+    used: set[str] = field(default_factory=set)
 
     def __call__(self, path: str) -> Path:
         local = self.repository.download(path, self.progress)
+        self.used.add(path)
         if path in self.pinned:
             check_sha256(local, path, self.pinned[path], by="the pin")
         return local
+
+    def refuse_idle_pins(self) -> None:
+        """A pin that guards nothing gives a false feeling of safety."""
+        idle = sorted(set(self.pinned) - self.used)
+        if idle:
+            raise PullError(f"sha256: the model does not use {', '.join(idle)}")
 
     def graph(self, path: str, folder: Path) -> Path:
         """A graph with the files of its weights beside it.
@@ -65,10 +73,12 @@ class _Download:
         beside = external_files(local)
         if not beside:
             return local
-        for name in (Path(path).name, *beside):
-            source = self(str(Path(path).with_name(name)))
-            shutil.copyfile(source, folder / Path(name).name)
-        return folder / Path(path).name
+        here = folder / path
+        here.parent.mkdir(parents=True, exist_ok=True)
+        for name in (here.name, *beside):
+            source = self(str(PurePosixPath(path).with_name(name)))
+            shutil.copyfile(source, here.with_name(name))
+        return here
 
 
 def pull(
@@ -161,6 +171,7 @@ def _build(
     facts = read_facts(layout, download)
     shutil.copyfile(download(layout.tokenizer), folder / TOKENIZER)
     paths = {path: download.graph(path, originals) for path in layout.graphs}
+    download.refuse_idle_pins()
     download.progress("rewrapping", 0.0)
     image = load_graph(paths[layout.image])
     text = image if layout.combined else load_graph(paths[layout.text])

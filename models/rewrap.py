@@ -47,14 +47,18 @@ def external_files(path: Path) -> tuple[str, ...]:
     """Names of the files beside ``path`` that hold its weights; empty when they lie inside it.
 
     Raises:
-        ExportError: the file is no ONNX graph.
+        ExportError: the file is no ONNX graph, or points outside its folder.
     """
     try:
         model = onnx.load(path, load_external_data=False)
     except Exception as error:
         raise ExportError(f"{path.name} is no readable ONNX graph: {error}") from error
     entries = (entry for tensor in _tensors(model.graph) for entry in tensor.external_data)
-    return tuple(sorted({entry.value for entry in entries if entry.key == "location"}))
+    names = sorted({str(entry.value) for entry in entries if entry.key == "location"})
+    astray = [name for name in names if Path(name).name != name]
+    if astray:
+        raise ExportError(f"{path.name} points to weights in another folder: {astray[0]!r}")
+    return tuple(names)
 
 
 def save_graph(model: ModelProto, path: Path) -> None:

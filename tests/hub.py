@@ -74,7 +74,7 @@ class _HubHandler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._answer()
 
-    def log_message(self, format: str, *args: object) -> None:
+    def log_message(self, *_args: object) -> None:
         """Keep the test's output quiet."""
 
     def _answer(self) -> None:

@@ -17,8 +17,8 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 SIZE, CONTEXT, DIM, WIDTH = 32, 16, 24, 40
 PAD, START, END = "<pad>", "<start>", "<end>"
 WORDS = (
-    *(PAD, START, END, "[UNK]"),
-    *"a red blue small large photo drawing of the dog house tree under over river 7 bright cat two".split(),
+    *(PAD, START, END, "[UNK]", "a", "red", "blue", "small", "large", "photo", "drawing", "of", "the"),
+    *("dog", "house", "tree", "under", "over", "river", "7", "bright", "cat", "two"),
 )
 END_ID = WORDS.index(END)
 LOGIT_SCALE, LOGIT_BIAS = 43.5, -9.25

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +66,14 @@ class LoadedModel:
         """
         size, dim = self.manifest.image.size, self.manifest.embedding_dim
         black = np.zeros((size, size, 3), np.uint8)
-        for tower, features in (
-            (IMAGE_GRAPH, self.encode_pixels([black, black])),
-            (TEXT_GRAPH, self.encode_texts(["warm", "up"])),
+        for tower, encode in (
+            (IMAGE_GRAPH, partial(self.encode_pixels, [black, black])),
+            (TEXT_GRAPH, partial(self.encode_texts, ["warm", "up"])),
         ):
+            try:
+                features = encode()
+            except Exception as error:  # ONNX Runtime's own error classes share no public base
+                raise ManifestError(f"{self.name}: {tower} cannot run a batch: {error}") from error
             if features.shape != (2, dim):
                 raise ManifestError(f"{self.name}: {tower} gives {features.shape}, not (2, {dim})")
             lengths = np.linalg.norm(features, axis=1)

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from models.errors import ModelError
 from prompts.errors import PromptError
-from service.commands import classifiers, local, models, serve
+from service.commands import acquire, classifiers, local, models, serve
 
 app = typer.Typer(
     name="clipserve",
@@ -27,6 +27,7 @@ app = typer.Typer(
 )
 serve.register(app)
 local.register(app)
+acquire.register(app)
 models.register(app)
 classifiers.register(app)
 

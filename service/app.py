@@ -126,4 +126,4 @@ async def _start(services: Services) -> None:
 
 async def _framework_problem(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return http_problem(error.status_code, error.detail)
+    return http_problem(error)

@@ -71,10 +71,13 @@ async def read_form(request: Request, limit: int, *, max_files: int, max_fields:
         raise MalformedBodyError(f"body: not a multipart form: {error.message}") from error
     except KeyError as error:  # a Content-Type without boundary
         raise MalformedBodyError("Content-Type: multipart/form-data needs a boundary") from error
-    return [
-        (name, part.file.read() if isinstance(part, UploadFile) else part)
-        for name, part in form.multi_items()
-    ]
+    try:
+        return [
+            (name, part.file.read() if isinstance(part, UploadFile) else part)
+            for name, part in form.multi_items()
+        ]
+    finally:
+        await form.close()
 
 
 def parse_json(body: bytes, schema: type[Parsed]) -> Parsed:

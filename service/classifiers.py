@@ -35,7 +35,7 @@ class _Build:
     stored: StoredClassifier
     done: int = 0
     task: asyncio.Task[None] | None = None
-    error: str | None = None
+    error: Exception | None = None
 
     @property
     def state(self) -> Literal["building", "failed"]:
@@ -70,6 +70,8 @@ class NamedClassifiers:
 
         Raises:
             ClassifierNameError: the name cannot be used.
+            StoreError: it cannot be written. This, and whatever else stops a small one, is raised; a
+                large one says so where it is described.
         """
         check_classifier_name(name)
         served = self.engine.model(model)
@@ -83,7 +85,10 @@ class NamedClassifiers:
         )
         build = self._start(stored)
         if build.task is not None and not self.engine.classes.is_large(labels, template_set):
-            await asyncio.shield(build.task)
+            await asyncio.wait([build.task])  # it goes on if the caller leaves, and may be replaced
+            if build.error is not None:
+                self._finish(build)
+                raise build.error
         return self.describe(name)
 
     def get(
@@ -95,10 +100,9 @@ class NamedClassifiers:
             UnknownClassifierError: there is none of that name.
             UnavailableError: it is still being built for the first time, or its model is not loaded.
         """
-        build = self._builds.get(name)
-        stored = self.store.get(name) if build is None or name in self.store.names() else build.stored
+        stored = self._served(name)
         if stored.matrix is None or not self._is_current(stored):
-            raise UnavailableError(f"classifier {name!r} is not ready: {_progress(build)}")
+            raise UnavailableError(f"classifier {name!r} is not ready: {_progress(self._builds.get(name))}")
         model = self.engine.model(stored.model).model
         labels = [label.name for label in stored.labels]
         return stored, make_classifier(model, labels, stored.matrix, activation)
@@ -110,10 +114,10 @@ class NamedClassifiers:
             UnknownClassifierError: there is no classifier of that name.
             InvalidRequestError: it was made for another model.
         """
-        made_for = self.describe(name)["model"]
+        made_for = self._served(name).model
         if model not in {None, made_for}:
             raise InvalidRequestError(f"model: classifier {name!r} was made for model {made_for!r}")
-        return str(made_for)
+        return made_for
 
     def describe(self, name: str) -> dict[str, Any]:
         """What ``GET /classifiers/{name}`` answers.
@@ -122,7 +126,8 @@ class NamedClassifiers:
             UnknownClassifierError: there is none of that name.
         """
         if (build := self._builds.get(name)) is not None:
-            return _describe(build.stored, done=build.done, state=build.state, error=build.error)
+            error = message_of(build.error) if build.error else None
+            return _describe(build.stored, done=build.done, state=build.state, error=error)
         return _describe(self.store.get(name), state="ready")
 
     def list(self) -> list[dict[str, Any]]:
@@ -151,6 +156,11 @@ class NamedClassifiers:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
+    def _served(self, name: str) -> StoredClassifier:
+        """The one in the store, as long as there is one, and the one being built otherwise."""
+        build = self._builds.get(name)
+        return self.store.get(name) if build is None or name in self.store.names() else build.stored
+
     def _is_current(self, stored: StoredClassifier) -> bool:
         try:
             served = self.engine.model(stored.model)
@@ -174,10 +184,14 @@ class NamedClassifiers:
             raise
         except Exception as error:
             _LOG.exception("classifier failed to build", extra={"classifier": name})
-            build.error = message_of(error)
-            return
-        if self._builds.get(name) is build:
-            del self._builds[name]
+            build.error = error
+        else:
+            self._finish(build)
+
+    def _finish(self, build: _Build) -> None:
+        """Forget a build, unless another of its name has taken its place."""
+        if self._builds.get(build.stored.name) is build:
+            del self._builds[build.stored.name]
 
     async def _complete(self, build: _Build) -> StoredClassifier:
         """Encode what is missing, a round of labels at a time; from time to time write a checkpoint."""
@@ -203,7 +217,11 @@ class NamedClassifiers:
 def _progress(build: _Build | None) -> str:
     if build is None:
         return "its model is not loaded, or has changed since"
-    return build.error or f"{build.done} of {len(build.stored.labels)} labels are built"
+    return (
+        message_of(build.error)
+        if build.error
+        else f"{build.done} of {len(build.stored.labels)} labels are built"
+    )
 
 
 def _describe(

@@ -8,6 +8,7 @@ from typing import NoReturn
 import typer
 from pydantic import ValidationError
 from rich.console import Console
+from rich.markup import escape
 
 from models.errors import ModelError
 from prompts.errors import PromptError
@@ -46,5 +47,6 @@ def main() -> NoReturn:
 
 
 def _fail(message: str) -> NoReturn:
-    Console(stderr=True).print(f"[bold red]clipserve:[/bold red] {message}", highlight=False, soft_wrap=True)
+    text = escape(message)  # a hint such as clipserve[gpu] is no markup
+    Console(stderr=True).print(f"[bold red]clipserve:[/bold red] {text}", highlight=False, soft_wrap=True)
     sys.exit(1)

@@ -71,7 +71,8 @@ class Engine:
             metrics,
             class_cache_bytes=self._options.class_cache_bytes,
             matrix_cache_bytes=self._options.matrix_cache_bytes,
-            background_prompts=self._options.background_prompts,
+            # The bulk lane has no limit: labels that are more than the queue takes are no overload.
+            background_prompts=min(self._options.background_prompts, self._options.batches.capacity),
         )
 
     # Models

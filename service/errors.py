@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from models import errors as models
@@ -111,16 +113,21 @@ def item_error(error: Exception) -> dict[str, str]:
 
 def problem(error: Exception) -> Response:
     """The whole answer of a request that failed."""
-    return _problem(status_of(error), message_of(error), retry_after=getattr(error, "retry_after", None))
+    status = status_of(error)
+    headers = {"WWW-Authenticate": "Bearer"} if status.status == 401 else {}
+    if status.status in {429, 503}:
+        headers["Retry-After"] = str(max(1, math.ceil(getattr(error, "retry_after", 1.0))))
+    return _problem(status, message_of(error), headers)
 
 
-def http_problem(status: int, detail: str) -> Response:
-    """The answer for what the framework itself refuses, such as an unknown path."""
-    title = {404: "Not found", 405: "Method not allowed"}.get(status, "Request refused")
-    return _problem(Status(status, title.lower().replace(" ", "_"), title), detail)
+def http_problem(error: HTTPException) -> Response:
+    """The answer for what the framework itself refuses, with its headers, such as ``Allow`` of a 405."""
+    title = {404: "Not found", 405: "Method not allowed"}.get(error.status_code, "Request refused")
+    status = Status(error.status_code, title.lower().replace(" ", "_"), title)
+    return _problem(status, error.detail, error.headers)
 
 
-def _problem(status: Status, detail: str, *, retry_after: float | None = None) -> Response:
+def _problem(status: Status, detail: str, headers: Mapping[str, str] | None) -> Response:
     body: dict[str, Any] = {
         "type": f"urn:clipserve:error:{status.code}",
         "title": status.title,
@@ -128,12 +135,4 @@ def _problem(status: Status, detail: str, *, retry_after: float | None = None) -
         "code": status.code,
         "detail": detail,
     }
-    headers = {"WWW-Authenticate": "Bearer"} if status.status == 401 else {}
-    if status.status in {429, 503}:
-        headers["Retry-After"] = str(max(1, math.ceil(retry_after or 1.0)))
-    return Response(
-        orjson.dumps(body),
-        status.status,
-        headers=headers,
-        media_type="application/problem+json",
-    )
+    return Response(orjson.dumps(body), status.status, headers=headers, media_type="application/problem+json")

@@ -35,6 +35,7 @@ from service.settings import Settings
 # A picture's file, an embedding (D,) made earlier, or what is wrong with it.
 Picture = bytes | NDArray[np.float32] | Exception
 Embeddable = str | Picture
+Kind = Literal["text", "image"]
 
 _REPEATED = {"labels", "templates"}  # the fields that a form or query may give several times
 _MAX_FIELDS = 20_000
@@ -67,6 +68,7 @@ class EmbedRequest:
     """``POST /embed``, whatever body it came in."""
 
     inputs: tuple[Embeddable, ...]
+    kinds: tuple[Kind, ...]
     encoding: Literal["float", "base64"]
     truncate: Literal["end", "error"]
     model: str | None
@@ -107,6 +109,7 @@ class InputReader:
         """``POST /embed``: JSON, a form, or a bare picture with its options in the query."""
         kind = body_kind(request)
         inputs: list[Embeddable]
+        kinds: list[Kind]
         options: EmbedOptions
         if kind == "json":
             options = body = parse_json(await self._body(request), EmbedBody)
@@ -116,6 +119,7 @@ class InputReader:
                 else self._picture(one.image, f"inputs[{place}].image")
                 for place, one in enumerate(body.inputs)
             ]
+            kinds = ["text" if one.image is None else "image" for one in body.inputs]
         elif kind == "form":
             fields = await self._form(request)
             options = parse_fields(_options(fields, without={"image", "text"}), EmbedOptions)
@@ -124,14 +128,19 @@ class InputReader:
                 for name, part in fields
                 if name in {"image", "text"}
             ]
+            kinds = ["text" if name == "text" else "image" for name, _ in fields if name in {"image", "text"}]
             if not inputs:
                 raise InvalidRequestError("image, text: the form has neither")
         else:
             options = parse_fields(_options(_query(request.query_params)), EmbedOptions)
-            inputs = [self._file(await self._body(request), "body")]
+            inputs, kinds = [self._file(await self._body(request), "body")], ["image"]
         self._check_count(len(inputs), "inputs")
         return EmbedRequest(
-            inputs=tuple(inputs), encoding=options.encoding, truncate=options.truncate, model=options.model
+            inputs=tuple(inputs),
+            kinds=tuple(kinds),
+            encoding=options.encoding,
+            truncate=options.truncate,
+            model=options.model,
         )
 
     async def classifier(self, request: Request) -> ClassifierRequest:
@@ -235,14 +244,14 @@ def _embedding(given: list[float] | str, field: str) -> NDArray[np.float32]:
         data = _decode(given, field)
         if len(data) % 4:
             raise InvalidRequestError(f"{field}: has {len(data)} bytes, which are no whole float32 numbers")
-        vector = np.frombuffer(data, "<f4").astype(np.float32)
+        vector = np.frombuffer(data, "<f4").astype(np.float64)
     else:
-        vector = np.asarray(given, np.float32)
-    length = np.linalg.norm(vector)
+        vector = np.asarray(given, np.float64)
+    with np.errstate(over="ignore"):  # what overflows even float64 is refused below
+        length = np.linalg.norm(vector)
     if not np.isfinite(length) or length == 0:
         raise InvalidRequestError(f"{field}: must be finite numbers that are not all zero")
-    unit: NDArray[np.float32] = vector / length
-    return unit
+    return (vector / length).astype(np.float32)
 
 
 def _labels(labels: Labels) -> tuple[Label, ...]:

@@ -65,7 +65,7 @@ class Observe:
 
     def _answer(self, error: Exception, request_id: str) -> ASGIApp:
         if isinstance(error, HTTPException):
-            return http_problem(error.status_code, error.detail)
+            return http_problem(error)
         status = status_of(error)
         if status.status == 500:
             _ERRORS.exception("request failed", extra={"request_id": request_id}, exc_info=error)

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 from service.context import Services, Work, admitted, ended_with_client, services_of
 from service.engine import TextFeatures
 from service.errors import item_error
-from service.inputs import Embeddable, EmbedRequest
+from service.inputs import EmbedRequest, Kind
 from service.responses import JsonResponse, base64_floats, npy_response
 from service.routes.classify import image_features
 from service.schemas import EmbedAnswer, EmbedBody, EmbedOptions, openapi_body
@@ -57,8 +57,8 @@ async def embed(request: Request) -> Response:
             "model": served.name,
             "dim": served.model.manifest.embedding_dim,
             "embeddings": [
-                _entry(index, one, outcome, in_base64=wanted.encoding == "base64")
-                for index, (one, outcome) in enumerate(zip(wanted.inputs, outcomes, strict=True))
+                _entry(index, kind, outcome, in_base64=wanted.encoding == "base64")
+                for index, (kind, outcome) in enumerate(zip(wanted.kinds, outcomes, strict=True))
             ],
         }
     )
@@ -81,8 +81,7 @@ def _vector(outcome: TextFeatures | Features) -> Features:
     return outcome.features if isinstance(outcome, TextFeatures) else outcome
 
 
-def _entry(index: int, given: Embeddable, outcome: Outcome, *, in_base64: bool) -> dict[str, Any]:
-    kind = "text" if isinstance(given, str) else "image"
+def _entry(index: int, kind: Kind, outcome: Outcome, *, in_base64: bool) -> dict[str, Any]:
     if isinstance(outcome, Exception):
         return {"index": index, "kind": kind, "error": item_error(outcome)}
     vector = _vector(outcome)

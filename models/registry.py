@@ -21,6 +21,7 @@ from models.errors import ManifestError, UnknownModelError
 from models.manifest import IMAGE_GRAPH, MANIFEST_NAME, TEXT_GRAPH, TOKENIZER, ModelManifest
 from models.preprocess import Preprocessor
 from models.runtimes import RuntimeOptions, Session, open_session
+from models.selection import resolve
 from models.tokenizer import Tokenizer
 
 _EMBEDDED = {"shapes": Path(__file__).parent / "shapes" / "files"}
@@ -211,12 +212,14 @@ class ModelRegistry:
         began = time.perf_counter()
         folder, manifest = self.folder(name), self.manifest(name)
         manifest.verify_files(folder)
+        tokenizer = Tokenizer(folder / TOKENIZER, manifest.text)
+        options = resolve(folder, manifest, tokenizer, self._options)
         model = LoadedModel(
             manifest=manifest,
             preprocess=Preprocessor(manifest.image, max_pixels=self._max_pixels, exif=self._exif),
-            tokenizer=Tokenizer(folder / TOKENIZER, manifest.text),
-            image=open_session(folder / IMAGE_GRAPH, self._options),
-            text=open_session(folder / TEXT_GRAPH, self._options),
+            tokenizer=tokenizer,
+            image=open_session(folder / IMAGE_GRAPH, options),
+            text=open_session(folder / TEXT_GRAPH, options),
             load_seconds=0.0,
         )
         model.warm_up()

@@ -15,7 +15,6 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from models.registry import ModelRegistry
-from models.runtimes import RuntimeOptions
 from prompts.store import DirectoryStore
 from prompts.templates import TemplateSets
 from service.admission import Admission
@@ -67,13 +66,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 def _services(settings: Settings) -> Services:
     registry = ModelRegistry(
         settings.models_folder,
-        options=RuntimeOptions(
-            runtime=settings.runtime,
-            provider=settings.provider,
-            threads=settings.inference_threads,
-            device_id=settings.device_id,
-            gpu_memory_limit=settings.gpu_memory_limit,
-        ),
+        options=settings.runtime_options(),
         max_pixels=settings.max_pixels,
         exif=settings.exif_orientation,
     )

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from models.runtimes import Provider, RuntimeName
+from models.runtimes import Provider, RuntimeName, RuntimeOptions, RuntimePrecision
 
 
 class Settings(BaseSettings):
@@ -24,6 +24,9 @@ class Settings(BaseSettings):
     classifiers_dir: Path | None = Field(
         None, description="Folder of named classifiers; default: HOME/classifiers."
     )
+    cache_dir: Path | None = Field(
+        None, description="Compiled graphs and what was found out about this machine; default: HOME/cache."
+    )
     template_sets_dir: Path | None = Field(None, description="Folder of further template sets (JSON).")
 
     models: Annotated[tuple[str, ...], NoDecode] = Field(
@@ -31,6 +34,9 @@ class Settings(BaseSettings):
         description="Models loaded before readiness, separated by commas; the first is the default.",
     )
     runtime: RuntimeName = Field("auto", description="What runs the graphs.")
+    runtime_precision: RuntimePrecision = Field(
+        "auto", description="What the runtime computes in; auto: bf16 where it is faster and near enough."
+    )
     provider: Provider = Field("auto", description="Execution provider; what is asked for is what runs.")
     inference_threads: int = Field(0, ge=0, le=1024, description="Threads of a graph; 0: one a core.")
     decode_threads: int = Field(0, ge=0, le=1024, description="Threads that decode pictures; 0: one a core.")
@@ -88,7 +94,7 @@ class Settings(BaseSettings):
             raise ValueError("must name at least one model")
         return value
 
-    @field_validator("home", "models_dir", "classifiers_dir", "template_sets_dir")
+    @field_validator("home", "models_dir", "classifiers_dir", "cache_dir", "template_sets_dir")
     @classmethod
     def _expand(cls, value: Path | None) -> Path | None:
         return value.expanduser() if value is not None else None
@@ -97,6 +103,23 @@ class Settings(BaseSettings):
     def models_folder(self) -> Path:
         """Where models are looked for, apart from the embedded one."""
         return self.models_dir or self.home.expanduser() / "models"
+
+    @property
+    def cache_folder(self) -> Path:
+        """Where what can be computed anew is kept."""
+        return self.cache_dir or self.home.expanduser() / "cache"
+
+    def runtime_options(self) -> RuntimeOptions:
+        """How graphs are to be run."""
+        return RuntimeOptions(
+            runtime=self.runtime,
+            precision=self.runtime_precision,
+            provider=self.provider,
+            threads=self.inference_threads,
+            device_id=self.device_id,
+            gpu_memory_limit=self.gpu_memory_limit,
+            cache_dir=self.cache_folder,
+        )
 
     @property
     def classifiers_folder(self) -> Path:

@@ -9,19 +9,29 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-RuntimeName = Literal["auto", "onnxruntime"]
+from models.errors import RuntimeUnavailableError
+
+RuntimeName = Literal["auto", "onnxruntime", "openvino"]
+RuntimePrecision = Literal["auto", "fp32", "bf16"]
 Provider = Literal["auto", "cpu", "cuda"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeOptions:
-    """How graphs are to be run. ``threads`` is per session; 0 lets the runtime choose."""
+    """How graphs are to be run.
+
+    ``precision`` is what a runtime computes in, whatever the weights are stored in. ``threads`` is per
+    session; 0 lets the runtime choose. ``cache_dir`` keeps compiled graphs and the verdicts of
+    ``models.selection``. ``runtime`` "auto" is resolved there; here it means the reference, ONNX Runtime.
+    """
 
     runtime: RuntimeName = "auto"
+    precision: RuntimePrecision = "auto"
     provider: Provider = "auto"
     threads: int = 0
     device_id: int = 0
     gpu_memory_limit: int = 0
+    cache_dir: Path | None = None
 
 
 class Session(Protocol):
@@ -51,6 +61,14 @@ def open_session(path: Path, options: RuntimeOptions) -> Session:
         RuntimeUnavailableError: what was asked for cannot run here.
         ManifestError: the file is no ONNX graph of one input and one output.
     """
+    if options.runtime == "openvino":
+        try:
+            from models.runtimes.openvino import OpenVinoSession
+        except ImportError as error:
+            raise RuntimeUnavailableError(
+                "runtime 'openvino' is not installed; install it with: pip install 'clipserve[cpu]'"
+            ) from error
+        return OpenVinoSession(path, options)
     from models.runtimes.onnxruntime import OnnxRuntimeSession
 
     return OnnxRuntimeSession(path, options)

@@ -31,6 +31,8 @@ class OnnxRuntimeSession:
     precision = "fp32"
 
     def __init__(self, path: Path, options: RuntimeOptions) -> None:
+        if options.precision == "bf16":
+            raise RuntimeUnavailableError("runtime 'onnxruntime' does not compute in bf16; use 'openvino'")
         self.provider, self._session = _open(path, options)
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         if len(inputs) != 1 or [output.name for output in outputs] != ["features"]:

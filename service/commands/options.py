@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from models.registry import LoadedModel, ModelRegistry
-from models.runtimes import RuntimeOptions
 from service.settings import Settings
 
 
@@ -11,13 +10,7 @@ def registry_of(settings: Settings) -> ModelRegistry:
     """The registry that the server would have with these settings."""
     return ModelRegistry(
         settings.models_folder,
-        options=RuntimeOptions(
-            runtime=settings.runtime,
-            provider=settings.provider,
-            threads=settings.inference_threads,
-            device_id=settings.device_id,
-            gpu_memory_limit=settings.gpu_memory_limit,
-        ),
+        options=settings.runtime_options(),
         max_pixels=settings.max_pixels,
         exif=settings.exif_orientation,
     )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from models.catalogue import available
 from models.errors import ManifestError
 from models.registry import describe
 from service.commands.options import registry_of
@@ -58,3 +60,30 @@ def list_models(
 def show_model(name: Annotated[str, typer.Argument(help="Name, as models list has it.")]) -> None:
     """Print what a model's manifest says, its parity report included."""
     typer.echo(json.dumps(describe(registry_of(Settings()).manifest(name)), indent=2, ensure_ascii=False))
+
+
+@models.command("available")
+def list_available(
+    as_json: Annotated[bool, typer.Option("--json", help="As one JSON array.")] = False,
+) -> None:
+    """List models people use, and the command that brings each into the registry.
+
+    The accuracy (zero-shot ImageNet top-1) is the one its authors publish; it was not measured here.
+    """
+    entries = available()
+    if as_json:
+        rows = [asdict(entry) | {"command": entry.command} for entry in entries]
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    table = Table("name", "parameters", "dim", "picture", "licence", "published", "command", box=None)
+    for entry in entries:
+        table.add_row(
+            entry.name,
+            f"{entry.parameters / 1e6:.0f} M",
+            str(entry.embedding_dim),
+            f"{entry.image_size} px",
+            entry.licence or "?",
+            "-" if entry.imagenet_top1 is None else f"{entry.imagenet_top1:.1f} %",
+            entry.command,
+        )
+    Console(soft_wrap=True).print(table)

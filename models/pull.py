@@ -13,9 +13,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import version
-from math import exp
+from math import exp, inf
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
+
+from pydantic import TypeAdapter, ValidationError
 
 from models.errors import PullError
 from models.hub import HubRepository, Progress, check_sha256, open_repository
@@ -26,6 +28,7 @@ from models.manifest import (
     TEXT_GRAPH,
     TOKENIZER,
     ModelManifest,
+    ModelName,
     Precision,
     ScoringSpec,
     file_entry,
@@ -35,8 +38,10 @@ from models.staging import staged
 if TYPE_CHECKING:
     from models.originals import Checked
 
-_EXTRA = ("onnx", "onnxruntime")
+_EXTRAS = {"onnx": "export", "onnxruntime": "cpu"}
 _ONE_BY_ONE = " It was exported for a batch of one: a batch is run item by item inside the graph."
+_Line = tuple[float, float]  # logit scale and bias
+_NAME: TypeAdapter[str] = TypeAdapter(ModelName)
 _CLIP_LIMIT = 100.0  # "clipped to prevent scaling the logits by more than 100" (Radford et al. 2021, 2.5)
 
 
@@ -115,14 +120,15 @@ def pull(
         PullError: in one sentence, whatever went wrong; nothing is left behind.
         ExportError: the rewrapped graphs do not give what the original gives; the text has the figures.
     """
-    _require_extra()
+    _require_extras()
+    given = _given_scoring(logit_scale, logit_bias)
+    name = _checked_name(name or destination.name)
     repo, _, tagged = repo.partition("@")
     say = progress or (lambda _stage, _done: None)
     say("looking up", 0.0)
     repository = open_repository(repo, revision or tagged or None)
     layout = find_layout(repo, repository.files, precision)
     download = _Download(repository, _pins(sha256 or {}, repository), say)
-    scoring = _Given(logit_scale, logit_bias)
     with (
         staged(destination, overwrite=overwrite) as folder,
         tempfile.TemporaryDirectory(dir=folder.parent) as originals,
@@ -130,9 +136,9 @@ def pull(
         manifest = _build(
             download,
             layout,
-            name=name or destination.name,
+            name=name,
             precision=precision,
-            given=scoring,
+            given=given,
             folder=folder,
             originals=Path(originals),
         )
@@ -146,12 +152,20 @@ def default_name(repo: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", repo.partition("@")[0].rpartition("/")[2]).strip("-.") or "model"
 
 
-@dataclass(frozen=True)
-class _Given:
-    """What the caller knows about scoring."""
+def _checked_name(name: str) -> str:
+    try:
+        return _NAME.validate_python(name)
+    except ValidationError as error:
+        raise PullError(f"name: {name!r} must be letters, digits, dots, dashes and underscores") from error
 
-    scale: float | None
-    bias: float | None
+
+def _given_scoring(scale: float | None, bias: float | None) -> _Line | None:
+    """The caller's logit scale and bias, which only make sense together."""
+    if scale is None and bias is None:
+        return None
+    if scale is None or not 0 < scale < inf:
+        raise PullError(f"logit_scale: must be a positive number, not {scale}")
+    return scale, bias or 0.0
 
 
 def _build(
@@ -160,7 +174,7 @@ def _build(
     *,
     name: str,
     precision: Precision,
-    given: _Given,
+    given: _Line | None,
     folder: Path,
     originals: Path,
 ) -> ModelManifest:
@@ -199,7 +213,7 @@ def _build(
     files = {path.name: file_entry(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST_NAME}
     digests = {path: f"sha256:{file_entry(local).sha256}" for path, local in paths.items()}
     report = checked.report.model_copy(
-        update={"versions": {tool: version(tool) for tool in _EXTRA} | digests}
+        update={"versions": {tool: version(tool) for tool in _EXTRAS} | digests}
     )
     return ModelManifest(
         name=name,
@@ -222,13 +236,12 @@ def _build(
     )
 
 
-def _scoring(facts: Facts, checked: Checked, given: _Given) -> tuple[ScoringSpec, str]:
+def _scoring(facts: Facts, checked: Checked, given: _Line | None) -> tuple[ScoringSpec, str]:
     """The trained scale and bias from the surest source there is, and what to say where one is assumed."""
-    measured = checked.scoring
-    if given.scale is not None:
-        return _spec(facts, given.scale, given.bias or 0.0), "Logit scale and bias as given to pull."
-    if measured is not None:
-        return _spec(facts, *measured), "Logit scale and bias measured on the original's own scores."
+    if given is not None:
+        return _spec(facts, *given), "Logit scale and bias as given to pull."
+    if checked.scoring is not None:
+        return _spec(facts, *checked.scoring), "Logit scale and bias measured on the original's own scores."
     if facts.activation == "sigmoid":
         raise PullError(
             "the repository holds SigLIP's trained logit scale and bias in no graph, and scores mean nothing"
@@ -255,11 +268,11 @@ def _pins(pinned: Mapping[str, str], repository: HubRepository) -> Mapping[str, 
     return pinned
 
 
-def _require_extra() -> None:
-    for package in _EXTRA:
+def _require_extras() -> None:
+    for package, extra in _EXTRAS.items():
         try:
             import_module(package)
         except ImportError as error:
             raise PullError(
-                f"pull needs the package {package}, which is not installed: pip install 'clipserve[export]'"
+                f"pull needs the package {package}, which is not installed: pip install 'clipserve[{extra}]'"
             ) from error

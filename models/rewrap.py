@@ -63,7 +63,7 @@ def external_files(path: Path) -> tuple[str, ...]:
 
 def save_graph(model: ModelProto, path: Path) -> None:
     """Write ``model`` to ``path``; weights above ``INLINE_LIMIT`` bytes go to ``path`` + ``.data``."""
-    large = model.ByteSize() > INLINE_LIMIT
+    large = sum(tensor.ByteSize() for tensor in model.graph.initializer) > INLINE_LIMIT
     onnx.save(model, path, save_as_external_data=large, location=f"{path.name}.data" if large else None)
 
 
@@ -128,20 +128,20 @@ def tower(model: ModelProto, output: str) -> ModelProto:
         if needed.intersection(node.output):
             nodes.append(node)
             needed.update(_reads(node))
-    graph = helper.make_graph(
-        list(reversed(nodes)),
-        source.name or "tower",
-        [value for value in real_inputs(source) if value.name in needed],
-        [value for value in source.output if value.name == output],
-        [tensor for tensor in source.initializer if tensor.name in needed],
-    )
-    return ModelProto(
+    pruned = ModelProto(
         ir_version=max(model.ir_version, 4),  # before 4 every weight is an input too
         producer_name="clipserve",
         opset_import=model.opset_import,
         functions=model.functions,
-        graph=graph,
     )
+    # Filled piece by piece: protobuf cannot copy a graph of more than 2 GiB as a whole.
+    graph = pruned.graph
+    graph.name = source.name or "tower"
+    graph.node.extend(reversed(nodes))
+    graph.input.extend(value for value in real_inputs(source) if value.name in needed)
+    graph.output.extend(value for value in source.output if value.name == output)
+    graph.initializer.extend(tensor for tensor in source.initializer if tensor.name in needed)
+    return pruned
 
 
 def wrap_image(

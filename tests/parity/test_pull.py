@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from models.pull import default_name, pull
 from models.registry import ModelRegistry
 from models.verify import verify
 from tests import tiny_onnx
-from tests.hub import Hub, serving
+from tests.hub import Hub, point_at, serving
 
 ROOT = Path(__file__).parents[2]
 SPLIT, COMBINED, SIGLIP, IMMICH = "tiny/split", "tiny/combined", "tiny/siglip", "tiny/immich"
@@ -39,12 +40,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         IMMICH: tiny_onnx.immich(),
     }
     with serving(Hub(repositories)) as running:
-        # What HF_ENDPOINT and HF_HUB_CACHE set, which huggingface_hub reads when it is imported.
-        monkeypatch.setattr(constants, "ENDPOINT", running.endpoint)
-        template = f"{running.endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
+        point_at(running, tmp_path / "cache", monkeypatch)
         yield running
 
 
@@ -371,6 +367,41 @@ def test_a_failed_replacement_leaves_the_old_model(hub: Hub, destination: Path) 
         pull("tiny/broken", destination=destination, overwrite=True)
     assert ModelManifest.read(destination) == before
     assert verify(destination).passed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": "../up"}, r"name: '\.\./up' must be letters"),
+        ({"logit_scale": 0.0}, "logit_scale: must be a positive number, not 0.0"),
+        ({"logit_bias": -10.0}, "logit_scale: must be a positive number, not None"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_named_before_anything_is_fetched(
+    hub: Hub, destination: Path, arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(PullError, match=message):
+        pull(SPLIT, destination=destination, **arguments)
+    assert not hub.requests
+
+
+def test_weights_too_large_for_one_file_are_kept_beside_it(
+    hub: Hub, destination: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("models.rewrap.INLINE_LIMIT", 10_000)
+    pull(IMMICH, destination=destination)
+    assert "image.onnx.data" in ModelManifest.read(destination).files
+    assert (destination / "image.onnx").stat().st_size < 10_000
+    assert verify(destination).passed
+
+
+@pytest.mark.parametrize(("package", "extra"), [("onnx", "export"), ("onnxruntime", "cpu")])
+def test_a_missing_package_is_named_with_its_extra(
+    destination: Path, monkeypatch: pytest.MonkeyPatch, package: str, extra: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(PullError, match=rf"package {package}, .* pip install 'clipserve\[{extra}\]'"):
+        pull(SPLIT, destination=destination)
 
 
 def test_progress_tells_every_download(hub: Hub, destination: Path) -> None:

@@ -38,6 +38,9 @@ train-shapes: $(VENV)/.developing  ## train, export and evaluate the embedded mo
 evaluate-shapes: $(VENV)/.developing  ## measure the embedded model and write its model card's figures anew
 	$(BIN)/python -m models.shapes.evaluate
 
+image:  ## build the CPU image on a bare Debian with buildah and try it (as root; see docs/docker.md)
+	docker/build-and-try.sh
+
 lock: $(VENV)/.developing  ## write constraints.txt from what is installed
 	$(BIN)/pip freeze --exclude-editable --exclude clipserve | grep -v ' @ ' > constraints.txt
 

@@ -1,0 +1,30 @@
+#!/bin/sh
+# Used by the Dockerfile: install-packages.sh EXTRA puts what clipserve needs, with that extra, into /opt/clipserve.
+set -eu
+extra=$1
+venv=/opt/clipserve
+
+"$venv/bin/python" - "$extra" > requirements.txt <<'PYTHON'
+import sys, tomllib
+with open("pyproject.toml", "rb") as file:
+    project = tomllib.load(file)["project"]
+print(*project["dependencies"], *project["optional-dependencies"][sys.argv[1]], sep="\n")
+PYTHON
+/opt/pip/bin/pip --python "$venv/bin/python" install --no-compile \
+    --constraint constraints.txt --requirement requirements.txt
+
+# What nothing here runs: tests, sources, the tools that ONNX Runtime brings for making models, and the two
+# largest parts of Arrow that writing Parquet files does not touch.
+cd "$venv"/lib/python3*/site-packages
+find . -depth -type d -name tests -exec rm -rf {} +
+find . -type f \( -name '*.pyi' -o -name '*.px[di]' -o -name '*.pyx' -o -name '*.[ch]' \) -delete
+rm -rf onnxruntime/transformers onnxruntime/tools onnxruntime/quantization onnxruntime/datasets
+rm -rf pyarrow/include pyarrow/src pyarrow/libarrow_python.so pyarrow/libarrow_python.so.*.*.* \
+    pyarrow/*arrow_flight* pyarrow/*arrow_python_flight* pyarrow/_flight* pyarrow/*arrow_s3* pyarrow/_s3fs*
+
+# Symbols are a sixth of the image. Libraries that auditwheel has patched (*.libs) may not survive this, and
+# NVIDIA's have none.
+find . -type f -name '*.so*' ! -path './*.libs/*' ! -path './nvidia/*' -exec strip --strip-unneeded {} +
+
+# Byte code goes into the image, since who runs it cannot write it; by hash, since layers may lose file times.
+"$venv/bin/python" -m compileall -q --invalidation-mode unchecked-hash .

@@ -41,7 +41,6 @@ class LabelBody(_Body):
     prompts: Annotated[list[str], Field(min_length=1)]
 
 
-_REFERENCE = "#/components/schemas/{model}"
 Labels = list[str | LabelBody]
 
 
@@ -185,13 +184,29 @@ def openapi_body(
     body: type[BaseModel], *, options: type[BaseModel] | None = None, files: dict[str, Any] | None = None
 ) -> dict[str, Any]:
     """The ``requestBody`` of a route: JSON and, where ``options`` are given, forms and bare pictures."""
-    content: dict[str, Any] = {
-        "application/json": {"schema": body.model_json_schema(ref_template=_REFERENCE)}
-    }
+    content: dict[str, Any] = {"application/json": {"schema": _schema(body)}}
     if options is not None:
-        fields = options.model_json_schema(ref_template=_REFERENCE)["properties"]
+        fields = _schema(options)["properties"]
         content["multipart/form-data"] = {
             "schema": {"type": "object", "properties": {**(files or {}), **fields}}
         }
         content["image/*"] = {"schema": {"type": "string", "format": "binary"}}
     return {"requestBody": {"required": True, "content": content}}
+
+
+def _schema(model: type[BaseModel]) -> dict[str, Any]:
+    """A model's JSON schema with nothing left to look up: FastAPI lists only the models it knows of."""
+    schema = model.model_json_schema()
+    definitions = schema.pop("$defs", {})
+
+    def resolve(node: Any) -> Any:
+        if isinstance(node, list):
+            return [resolve(part) for part in node]
+        if not isinstance(node, dict):
+            return node
+        if "$ref" in node:
+            return resolve(definitions[node["$ref"].rpartition("/")[2]])
+        return {key: resolve(part) for key, part in node.items()}
+
+    resolved: dict[str, Any] = resolve(schema)
+    return resolved

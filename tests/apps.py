@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from base64 import b64encode
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ from typing import Any
 import httpx
 from fastapi import FastAPI
 
+from models.registry import LoadedModel, ModelRegistry
+from models.runtimes import RuntimeOptions
 from service.app import create_app
 from service.context import Services
 from service.settings import Settings
@@ -48,6 +50,7 @@ def toy_settings(home: Path, **settings: Any) -> Settings:
     given: dict[str, Any] = {
         "home": home,
         "models": ("toy",),
+        "runtime": "onnxruntime",
         "provider": "cpu",
         "inference_threads": 1,
         "decode_threads": 2,
@@ -61,10 +64,22 @@ async def serving(home: Path, *, wait: bool = True, **settings: Any) -> AsyncIte
     """A client of a server that is ready, unless ``wait`` is false."""
     app = create_app(toy_settings(home, **settings))
     async with app.router.lifespan_context(app), Client(app) as client:
-        async with asyncio.timeout(20):
-            while wait and not client.services.ready:  # noqa: ASYNC110 - readiness is there to be polled
-                await asyncio.sleep(0.002)
+        if wait:
+            await until(lambda: client.services.ready)
         yield client
+
+
+async def until(condition: Callable[[], object], *, seconds: float = 20.0) -> None:
+    """Wait for something that happens without telling."""
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.002)
+
+
+def load_alone(home: Path, name: str = "toy") -> LoadedModel:
+    """The same model without a server, for what it must answer."""
+    options = RuntimeOptions(runtime="onnxruntime", provider="cpu", threads=1)
+    return ModelRegistry(home / "models", options=options).load(name)
 
 
 def base64(data: bytes) -> str:

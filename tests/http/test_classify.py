@@ -9,10 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from models.registry import ModelRegistry
-from models.runtimes import RuntimeOptions
 from prompts.classifier import ZeroShotClassifier
-from tests.apps import Client, base64, serving
+from tests.apps import Client, base64, load_alone, serving
 from tests.pictures import jpeg, png, truncated_jpeg
 from tests.toy_models import write_toy_model
 
@@ -33,7 +31,7 @@ def scores(answer: dict[str, Any], index: int = 0) -> dict[str, float]:
 
 
 async def test_the_scores_are_those_of_the_model_and_its_prompts(client: Client, tmp_path: Path) -> None:
-    model = ModelRegistry(tmp_path / "models", options=RuntimeOptions(provider="cpu", threads=1)).load("toy")
+    model = load_alone(tmp_path)
     matrix = model.encode_texts([f"a photo of a {label}." for label in LABELS])
     expected = ZeroShotClassifier(
         labels=tuple(LABELS), matrix=matrix, logit_scale=20.0, logit_bias=0.0, activation="softmax"

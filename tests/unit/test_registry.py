@@ -29,7 +29,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def registry(folder: Path) -> ModelRegistry:
-    return ModelRegistry(folder, options=RuntimeOptions(provider="cpu", threads=1))
+    return ModelRegistry(folder, options=RuntimeOptions(runtime="onnxruntime", provider="cpu", threads=1))
 
 
 def test_a_loaded_model_encodes(registry: ModelRegistry) -> None:
@@ -217,7 +217,7 @@ def test_a_mended_model_can_be_loaded(folder: Path, registry: ModelRegistry) -> 
     reason="ONNX Runtime is the GPU build here",
 )
 def test_a_provider_that_cannot_run_here_is_refused_with_its_remedy(folder: Path) -> None:
-    registry = ModelRegistry(folder, options=RuntimeOptions(provider="cuda"))
+    registry = ModelRegistry(folder, options=RuntimeOptions(runtime="onnxruntime", provider="cuda"))
     with pytest.raises(RuntimeUnavailableError, match=r"'cuda'.*pip install 'clipserve\[gpu\]'"):
         registry.load("toy")
 

@@ -22,6 +22,7 @@ from models.manifest import IMAGE_GRAPH, MANIFEST_NAME, TEXT_GRAPH, TOKENIZER, M
 from models.preprocess import Preprocessor
 from models.runtimes import RuntimeOptions, Session, open_session
 from models.selection import resolve
+from models.text_batches import encode_tokens
 from models.tokenizer import Tokenizer
 
 _EMBEDDED = {"shapes": Path(__file__).parent / "shapes" / "files"}
@@ -48,8 +49,8 @@ class LoadedModel:
         return self.image.run(np.stack(pixels))
 
     def encode_tokens(self, tokens: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
-        """N token sequences, int64 (length,) each → features float32 (N, D), padded to the longest."""
-        return self.text.run(self.tokenizer.pad(tokens))
+        """N token sequences, int64 (length,) each → features float32 (N, D); see ``text_batches``."""
+        return encode_tokens(self.text, self.tokenizer, tokens)
 
     def encode_images(self, pictures: Sequence[bytes]) -> NDArray[np.float32]:
         """N picture files → features float32 (N, D). For use without a server."""

@@ -60,10 +60,14 @@ class Tokenizer:
         """How many tokens the whole text has, start and end tokens included, nothing cut."""
         return len(self._encode([text])[0])
 
-    def pad(self, batch: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
-        """Stack ids of N texts into int64 (N, L); L is the longest of them."""
+    def pad(self, batch: Sequence[NDArray[np.int64]], *, multiple_of: int = 1) -> NDArray[np.int64]:
+        """Stack ids of N texts into int64 (N, L).
+
+        L is the longest of them, rounded up to ``multiple_of`` where the context leaves room for it.
+        """
         longest = max((len(ids) for ids in batch), default=0)
-        padded = np.full((len(batch), longest), self._spec.pad_token, dtype=np.int64)
+        length = max(longest, min(-(-longest // multiple_of) * multiple_of, self._spec.context_length))
+        padded = np.full((len(batch), length), self._spec.pad_token, dtype=np.int64)
         for row, ids in zip(padded, batch, strict=True):
             row[: len(ids)] = ids
         return padded

@@ -176,6 +176,14 @@ def test_a_manifest_that_says_something_else_is_found(
     assert message in failures(verify(folder))[check]
 
 
+def test_a_tokenizer_that_does_not_know_plain_words_is_found(folder: Path) -> None:
+    document = json.loads((folder / "tokenizer.json").read_text())
+    del document["model"]["vocab"]["dog"]
+    (folder / "tokenizer.json").write_text(json.dumps(document))
+    rewrite(folder)
+    assert "does not know its words" in failures(verify(folder))["tokenizer"]
+
+
 def test_a_second_output_is_found(folder: Path) -> None:
     def add_output(model: onnx.ModelProto) -> None:
         model.graph.output.append(helper.make_tensor_value_info("clipserve/norm", TensorProto.FLOAT, None))

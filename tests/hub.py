@@ -20,7 +20,7 @@ LARGE = 10_000  # bytes from which a file lies in the large file storage, whose 
 
 @dataclass
 class Hub:
-    """Repositories by name, each one commit. ``requests`` records what was asked for.
+    """Repositories by name, each one commit. ``requests`` and ``authorizations`` record what was asked, and as whom.
 
     ``cuts`` closes the connection: after so many bytes of a file's body, once for each entry of its list.
     ``tampered`` replaces what a file's body delivers while the listing keeps its SHA-256.
@@ -31,6 +31,7 @@ class Hub:
     tampered: dict[str, bytes] = field(default_factory=dict)
     gated: set[str] = field(default_factory=set)
     requests: list[tuple[str, str, str]] = field(default_factory=list)
+    authorizations: set[str | None] = field(default_factory=set)
     endpoint: str = ""
 
     def commit(self, repo: str) -> str:
@@ -94,6 +95,8 @@ class _HubHandler(BaseHTTPRequestHandler):
         path = urlsplit(self.path).path.strip("/")
         self.hub.requests.append((self.command, path, self.headers.get("Range", "")))
         parts = path.split("/")
+        if parts[:2] == ["api", "models"] or "resolve" in parts:
+            self.hub.authorizations.add(self.headers.get("Authorization"))
         if parts[:2] == ["api", "models"]:
             self._describe("/".join(parts[2:4]), parts[5] if len(parts) > 5 else "main")
         elif len(parts) > 4 and parts[2] == "resolve":

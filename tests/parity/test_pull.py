@@ -257,6 +257,12 @@ def test_a_gated_repository_says_what_to_do(hub: Hub, destination: Path) -> None
         pull(SPLIT, destination=destination)
 
 
+def test_the_token_goes_along(hub: Hub, destination: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_for_this_test")
+    pull(SPLIT, destination=destination)
+    assert hub.authorizations == {"Bearer hf_for_this_test"}
+
+
 def test_a_hub_that_does_not_answer(destination: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(PullError, match=r"the hub http://127\.0\.0\.1:9 cannot be reached"):

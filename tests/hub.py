@@ -20,7 +20,7 @@ LARGE = 10_000  # bytes from which a file lies in the large file storage, whose 
 
 @dataclass
 class Hub:
-    """Repositories by name, each one commit. ``requests`` and ``authorizations`` record what was asked, and as whom.
+    """Repositories by name, each one commit; ``requests`` and ``authorizations``: what was asked, as whom.
 
     ``cuts`` closes the connection: after so many bytes of a file's body, once for each entry of its list.
     ``tampered`` replaces what a file's body delivers while the listing keeps its SHA-256.

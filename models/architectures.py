@@ -201,4 +201,5 @@ def _remarks(architecture: str, weights: Weights) -> tuple[str, ...]:
 
 def _shown(architecture: str) -> str:
     """A name without the path of somebody's machine."""
-    return Path(architecture).name if architecture.startswith("local-dir:") else architecture
+    path = architecture.removeprefix("local-dir:")
+    return Path(path).name if path != architecture else architecture

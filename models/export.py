@@ -6,7 +6,7 @@ Nothing reaches the destination before every check has passed.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -79,7 +79,8 @@ def export_model(
 
     ``model`` is a CLIP, CustomTextCLIP or CoCa of open_clip; it is put into eval mode and not changed
     otherwise. ``tokenizer`` is open_clip's, or a ``TokenizerSource``. ``check_images`` names a folder of
-    pictures to check besides the generated ones. ``progress`` is told the stage and the share done, 0..1.
+    pictures to check besides the generated ones. ``threads`` bounds torch and ONNX Runtime; 0 leaves the
+    choice to them. ``progress`` is told the stage and the share done, 0..1.
     Returns ``destination``.
 
     Raises:
@@ -88,13 +89,13 @@ def export_model(
     """
     _check_name(name)
     model.eval()
-    with staged(destination, overwrite=overwrite) as folder:
+    with staged(destination, overwrite=overwrite) as folder, _torch_threads(threads):
         job = _Job(
             model=model,
             image=image,
             precision=precision,
             folder=folder,
-            options=RuntimeOptions(provider="cpu", threads=threads),
+            options=RuntimeOptions(runtime="onnxruntime", provider="cpu", threads=threads),
             external_data_bytes=external_data_bytes,
             tell=progress or (lambda _stage, _share: None),
         )
@@ -215,13 +216,13 @@ class _Job:
         self._check_context(spec)
         check = CheckSet.build(size=self.image.size, context_length=spec.context_length, folder=check_images)
         reference = Reference(self.model, self.image)
+        tensors = reference.preprocess(check.pictures)
+        pixels = self._pixels(check.pictures, tensors.numpy())
         self.tell("encoding texts with open_clip", 0.05)
         tokens = _token_ids(tokenizer, Tokenizer(path, spec), check.texts)
         texts = reference.encode_texts(tokens)
         text_spec, text = self._text_tower(spec, check.texts, texts)
         self.tell("encoding pictures with open_clip", 0.4)
-        tensors = reference.preprocess(check.pictures)
-        pixels = self._pixels(check.pictures, tensors.numpy())
         images = reference.encode_images(tensors)
         image = self._image_tower(pixels, images)
         classes = np.unique(tokens, axis=0, return_index=True)[1]
@@ -369,6 +370,16 @@ class _Job:
             return judge(session)
         finally:
             session.close()
+
+
+@contextlib.contextmanager
+def _torch_threads(threads: int) -> Iterator[None]:
+    usual = torch.get_num_threads()
+    torch.set_num_threads(threads or usual)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(usual)
 
 
 def _check_name(name: str) -> None:

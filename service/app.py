@@ -22,6 +22,7 @@ from service.classifiers import NamedClassifiers
 from service.context import Services
 from service.engine import Engine, EngineOptions
 from service.errors import http_problem
+from service.fetch import FetchLimits, PictureFetcher
 from service.inputs import InputReader
 from service.metrics import Metrics
 from service.middleware import Observe
@@ -48,6 +49,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             await asyncio.gather(loading, return_exceptions=True)
             await services.classifiers.close()
             await services.engine.close()
+            if services.inputs.fetcher is not None:
+                services.inputs.fetcher.close()
 
     app = FastAPI(
         title="clipserve",
@@ -96,7 +99,23 @@ def _services(settings: Settings) -> Services:
         admission=admission,
         template_sets=template_sets,
         classifiers=NamedClassifiers(engine, DirectoryStore(settings.classifiers_folder)),
-        inputs=InputReader(settings),
+        inputs=InputReader(settings, _fetcher(settings)),
+    )
+
+
+def _fetcher(settings: Settings) -> PictureFetcher | None:
+    if not settings.urls:
+        return None
+    return PictureFetcher(
+        limits=FetchLimits(
+            max_bytes=settings.max_image_bytes,
+            connect_seconds=settings.url_connect_timeout,
+            read_seconds=settings.url_read_timeout,
+            total_seconds=settings.url_timeout,
+        ),
+        hosts=settings.urls,
+        ports=settings.url_ports,
+        concurrency=settings.url_concurrency,
     )
 
 

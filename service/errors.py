@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +37,26 @@ class InvalidRequestError(RequestError):
     """Well-formed and wrong."""
 
 
+class UrlForbiddenError(RequestError):
+    """The address of a picture is one that this server does not ask."""
+
+
+class UrlFailedError(RequestError):
+    """The address of a picture was asked, and no picture came."""
+
+
+class UrlTimeoutError(RequestError):
+    """The address of a picture was asked, and a limit of time passed."""
+
+
+class RateLimitedError(Exception):
+    """The holder of a key asks for more than its share."""
+
+    def __init__(self, message: str, *, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
 class UnavailableError(Exception):
     """Starting or draining."""
 
@@ -57,6 +78,7 @@ class Status:
     title: str
 
 
+_FOLDERS = re.compile(r"(?<![\w./])(?:~|\.{1,2})?/(?:[^\s/'\":]+/)*(?=[^\s/'\":])")
 _INTERNAL = Status(500, "internal_error", "Internal error")
 
 # The first class that fits wins, so a subclass stands above its base.
@@ -83,11 +105,15 @@ _TABLE: tuple[tuple[type[Exception], Status], ...] = (
     (prompts.StoreError, Status(507, "store_failed", "Classifier cannot be stored or read")),
     (prompts.PromptError, Status(422, "invalid_request", "Invalid request")),
     (InvalidRequestError, Status(422, "invalid_request", "Invalid request")),
+    (UrlForbiddenError, Status(422, "url_forbidden", "Address not allowed")),
+    (UrlFailedError, Status(422, "url_failed", "Picture cannot be fetched")),
     (QueueFullError, Status(429, "queue_full", "Queue full")),
+    (RateLimitedError, Status(429, "rate_limited", "Rate limit")),
     (UnavailableError, Status(503, "unavailable", "Not available")),
     (models.ManifestError, Status(503, "broken_model", "Broken model")),
     (models.RuntimeUnavailableError, Status(503, "runtime_unavailable", "Runtime not available")),
     (BatcherStoppedError, Status(503, "engine_stopped", "Engine stopped")),
+    (UrlTimeoutError, Status(504, "url_timeout", "Picture took too long to fetch")),
     (DeadlineExceededError, Status(504, "deadline_exceeded", "Deadline exceeded")),
     (TimeoutError, Status(504, "deadline_exceeded", "Deadline exceeded")),
 )
@@ -103,7 +129,18 @@ def message_of(error: Exception) -> str:
     status = status_of(error)
     if status is _INTERNAL:
         return "the server failed on this request; its log has the details under the request id"
-    return str(error) or status.title
+    text = str(error) or status.title
+    return without_folders(text) if status.status >= 500 else text
+
+
+def without_folders(text: str) -> str:
+    """``text`` with the names of files, but not of the folders they lie in: those are the server's own."""
+    return _FOLDERS.sub("", text)
+
+
+def url_reason(error: Exception) -> str:
+    """Why a picture was not fetched, as a value of the metric ``rejected``."""
+    return f"url_{status_of(error).code.removeprefix('url_')}"
 
 
 def item_error(error: Exception) -> dict[str, str]:

@@ -6,6 +6,7 @@ request is raised.
 
 from __future__ import annotations
 
+import asyncio
 import binascii
 from base64 import b64decode
 from collections.abc import Iterable, Sequence
@@ -20,7 +21,8 @@ from starlette.requests import Request
 from models.manifest import Activation
 from prompts.labels import Label
 from service.body import Fields, body_kind, parse_fields, parse_json, read_body, read_form
-from service.errors import InvalidRequestError, TooLargeError
+from service.errors import InvalidRequestError, RequestError, TooLargeError, UrlForbiddenError
+from service.fetch import ByteBudget, PictureFetcher
 from service.schemas import (
     ClassifierBody,
     ClassifyBody,
@@ -34,11 +36,22 @@ from service.settings import Settings
 
 # A picture's file, an embedding (D,) made earlier, or what is wrong with it.
 Picture = bytes | NDArray[np.float32] | Exception
-Embeddable = str | Picture
 Kind = Literal["text", "image"]
 
 _REPEATED = {"labels", "templates"}  # the fields that a form or query may give several times
 _MAX_FIELDS = 20_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemotePicture:
+    """A picture that is still to be fetched, and the field of the request that its address stood in."""
+
+    url: str
+    field: str
+
+
+PictureSource = Picture | RemotePicture
+Embeddable = str | PictureSource
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +68,7 @@ class ClassRequest:
 class ClassifyRequest:
     """``POST /classify``, whatever body it came in. ``single``: a bad picture fails the request."""
 
-    pictures: tuple[Picture, ...]
+    pictures: tuple[PictureSource, ...]
     single: bool
     classes: ClassRequest
     activation: Activation | None
@@ -84,9 +97,13 @@ class ClassifierRequest:
 
 @dataclass(frozen=True)
 class InputReader:
-    """Reads requests within the limits of ``settings``; everything it raises is in ``service.errors``."""
+    """Reads requests within the limits of ``settings``; everything it raises is in ``service.errors``.
+
+    Without a ``fetcher`` pictures cannot be given by their address.
+    """
 
     settings: Settings
+    fetcher: PictureFetcher | None = None
 
     async def classify(self, request: Request) -> ClassifyRequest:
         """``POST /classify``: JSON, a form, or a bare picture with its options in the query."""
@@ -156,8 +173,20 @@ class InputReader:
             model=body.model,
         )
 
+    async def fetch(self, pictures: Sequence[RemotePicture]) -> list[bytes | Exception]:
+        """Each picture, all fetched side by side, or what was wrong with that one alone."""
+        budget = ByteBudget(self.settings.max_body_bytes)
+        return await asyncio.gather(*(self._fetch(picture, budget) for picture in pictures))
+
+    async def _fetch(self, picture: RemotePicture, budget: ByteBudget) -> bytes | Exception:
+        assert self.fetcher is not None
+        try:
+            return await self.fetcher.fetch(picture.url, budget)
+        except RequestError as error:
+            return type(error)(f"{picture.field}: {error}")
+
     def _classify_request(
-        self, pictures: Sequence[Picture], options: ClassifyOptions, *, single: bool
+        self, pictures: Sequence[PictureSource], options: ClassifyOptions, *, single: bool
     ) -> ClassifyRequest:
         self._check_count(len(pictures), "images")
         if (options.labels is None) == (options.classifier is None):
@@ -178,7 +207,7 @@ class InputReader:
             model=options.model,
         )
 
-    def _pictures(self, body: ClassifyBody) -> list[Picture]:
+    def _pictures(self, body: ClassifyBody) -> list[PictureSource]:
         if body.image is not None and body.images is None:
             return [self._picture(body.image, "image")]
         if body.images is not None and body.image is None:
@@ -194,16 +223,21 @@ class InputReader:
             request, limits.max_body_bytes, max_files=limits.max_items + 1, max_fields=_MAX_FIELDS
         )
 
-    def _picture(self, source: ImageSource, field: str) -> Picture:
+    def _picture(self, source: ImageSource, field: str) -> PictureSource:
         """One picture of a JSON body; what is wrong with it alone is returned, not raised."""
         try:
             if source.embedding is not None:
                 return _embedding(source.embedding, f"{field}.embedding")
             if source.base64 is not None:
                 return self._file(_decode(source.base64, f"{field}.base64"), f"{field}.base64")
-            raise InvalidRequestError(f"{field}.url: this server does not fetch pictures from addresses")
+            return self._remote(source.url or "", f"{field}.url")
         except (InvalidRequestError, TooLargeError) as error:
             return error
+
+    def _remote(self, url: str, field: str) -> PictureSource:
+        if self.fetcher is None:
+            return UrlForbiddenError(f"{field}: this server does not fetch pictures from addresses")
+        return RemotePicture(url=url, field=field)
 
     def _file(self, part: str | bytes, field: str) -> Picture:
         if isinstance(part, str):

@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import http_problem, problem, status_of
+from service.errors import UrlTimeoutError, http_problem, problem, status_of
 from service.metrics import Metrics
 from service.timings import Timings
 
@@ -67,9 +67,9 @@ class Observe:
         if isinstance(error, HTTPException):
             return http_problem(error)
         status = status_of(error)
-        if status.status == 500:
+        if status.status in {500, 507}:  # the client is told less than is known
             _ERRORS.exception("request failed", extra={"request_id": request_id}, exc_info=error)
-        elif status.status in {429, 503, 504}:
+        elif status.status in {429, 503, 504} and not isinstance(error, UrlTimeoutError):  # counted already
             self._metrics.rejected.labels(status.code).inc()
         return problem(error)
 

@@ -9,6 +9,7 @@ from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from models.runtimes import Provider, RuntimeName, RuntimeOptions, RuntimePrecision
+from service.urls import is_host_pattern
 
 
 class Settings(BaseSettings):
@@ -57,6 +58,18 @@ class Settings(BaseSettings):
         0.0, ge=0, description="Seconds between SIGTERM, when readiness turns 503, and closing the port."
     )
 
+    urls: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Fetch pictures by address: off, on, or only from hosts such as a.com,*.b.com.",
+    )
+    url_ports: Annotated[tuple[int, ...], NoDecode] = Field(
+        (80, 443), description="TCP ports that pictures may be fetched from."
+    )
+    url_connect_timeout: float = Field(3.0, gt=0, description="Seconds to connect for a picture.")
+    url_read_timeout: float = Field(5.0, gt=0, description="Seconds between two pieces of a fetched picture.")
+    url_timeout: float = Field(10.0, gt=0, description="Seconds for one fetched picture, with redirects.")
+    url_concurrency: int = Field(16, ge=1, le=256, description="Pictures fetched at once.")
+
     max_body_bytes: int = Field(32 * 2**20, ge=1, description="Bytes of a request body.")
     max_image_bytes: int = Field(16 * 2**20, ge=1, description="Bytes of one picture file.")
     max_pixels: int = Field(50_000_000, ge=1, description="Width times height of one picture.")
@@ -84,7 +97,31 @@ class Settings(BaseSettings):
     @classmethod
     def _split_commas(cls, value: object) -> object:
         if isinstance(value, str):
-            return tuple(name.strip() for name in value.split(",") if name.strip())
+            return _split(value)
+        return value
+
+    @field_validator("urls", mode="before")
+    @classmethod
+    def _hosts(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        hosts = _split(value.lower())
+        if hosts in {("off",), ("on",)}:
+            return ("*",) if hosts == ("on",) else ()
+        if not hosts or not all(is_host_pattern(host) for host in hosts):
+            raise ValueError("must be off, on, or host names such as example.com,*.example.com")
+        return hosts
+
+    @field_validator("url_ports", mode="before")
+    @classmethod
+    def _ports(cls, value: object) -> object:
+        return _split(value) if isinstance(value, str) else value
+
+    @field_validator("url_ports")
+    @classmethod
+    def _are_ports(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if not value or not all(1 <= port <= 65535 for port in value):
+            raise ValueError("must be ports from 1 to 65535, separated by commas")
         return value
 
     @field_validator("models")
@@ -125,3 +162,7 @@ class Settings(BaseSettings):
     def classifiers_folder(self) -> Path:
         """Where named classifiers are kept."""
         return self.classifiers_dir or self.home.expanduser() / "classifiers"
+
+
+def _split(value: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in value.split(",") if part.strip())

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
-Stage = Literal["read", "decode", "queue", "encode", "score"]
+Stage = Literal["read", "fetch", "decode", "queue", "encode", "score"]
 
 
 class Timings:

@@ -53,6 +53,6 @@ def config(
     table = Table("variable", "value", "meaning", box=None, pad_edge=False, header_style="bold")
     for name, field in Settings.model_fields.items():
         value = getattr(settings, name)
-        shown = ",".join(value) if isinstance(value, tuple) else "" if value is None else str(value)
+        shown = ",".join(map(str, value)) if isinstance(value, tuple) else "" if value is None else str(value)
         table.add_row(f"CLIPSERVE_{name.upper()}", shown, field.description or "")
     Console(soft_wrap=False).print(table)

@@ -13,8 +13,8 @@ from prompts.classifier import Predictions, ZeroShotClassifier
 from prompts.templates import TemplateSet
 from service.classes import check_classes, choose_templates
 from service.context import Services, Work, admitted, ended_with_client, services_of
-from service.errors import InvalidRequestError, item_error
-from service.inputs import ClassifyRequest, Picture
+from service.errors import InvalidRequestError, item_error, url_reason
+from service.inputs import ClassifyRequest, Picture, PictureSource, RemotePicture
 from service.responses import JsonResponse
 from service.schemas import ClassifyAnswer, ClassifyBody, ClassifyOptions, openapi_body
 from service.served import Features, ServedModel
@@ -86,15 +86,30 @@ async def _classifier(
 
 
 async def image_features(
-    services: Services, served: ServedModel, pictures: Sequence[Picture], work: Work
+    services: Services, served: ServedModel, sources: Sequence[PictureSource], work: Work
 ) -> list[Features | Exception]:
     """Features (D,) of each picture in its place; embeddings made earlier are not encoded again."""
+    pictures = await _fetched(services, sources, work)
     files = [picture for picture in pictures if isinstance(picture, bytes)]
     encoded = iter(
         await services.engine.encode_images(served, files, timings=work.timings, deadline=work.deadline)
     )
     dim = served.model.manifest.embedding_dim
     return [next(encoded) if isinstance(picture, bytes) else _given(picture, dim) for picture in pictures]
+
+
+async def _fetched(services: Services, sources: Sequence[PictureSource], work: Work) -> list[Picture]:
+    """The pictures that were sent, and in their places those that lay elsewhere."""
+    remote = [source for source in sources if isinstance(source, RemotePicture)]
+    fetched: list[bytes | Exception] = []
+    if remote:
+        with work.timings.measure("fetch"):
+            fetched = await services.inputs.fetch(remote)
+    for outcome in fetched:
+        if isinstance(outcome, Exception):
+            services.engine.metrics.rejected.labels(url_reason(outcome)).inc()
+    outcomes = iter(fetched)
+    return [next(outcomes) if isinstance(source, RemotePicture) else source for source in sources]
 
 
 def _given(picture: NDArray[np.float32] | Exception, dim: int) -> Features | Exception:

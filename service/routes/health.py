@@ -6,6 +6,7 @@ from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from service.context import Services, services_of
+from service.errors import without_folders
 from service.responses import JsonResponse
 
 router = APIRouter(tags=["health"])
@@ -14,7 +15,7 @@ router = APIRouter(tags=["health"])
 @router.get("/health/live")
 async def live(request: Request) -> Response:
     """200 while the engine works; 503 once a worker has died or hangs: restart the process."""
-    failures = services_of(request).engine.failures()
+    failures = [without_folders(one) for one in services_of(request).engine.failures()]
     body = {"status": "dead", "reasons": failures} if failures else {"status": "live"}
     return JsonResponse(body, 503 if failures else 200)
 

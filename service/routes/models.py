@@ -11,7 +11,7 @@ from models.errors import ManifestError
 from models.registry import describe
 from service.access import require_admin
 from service.context import Services, services_of
-from service.errors import InvalidRequestError
+from service.errors import InvalidRequestError, message_of
 from service.responses import JsonResponse
 
 router = APIRouter(tags=["models"])
@@ -81,7 +81,7 @@ def _describe_any(services: Services, name: str) -> dict[str, Any]:
     try:
         return _describe(services, name)
     except ManifestError as error:
-        return {"name": name, "loaded": False, "error": str(error)}
+        return {"name": name, "loaded": False, "error": message_of(error)}
 
 
 def _describe(services: Services, name: str) -> dict[str, Any]:

@@ -118,7 +118,7 @@ async def test_one_bad_picture_of_several_is_an_error_in_its_place(client: Clien
         "invalid_image",
         "unsupported_image_format",
         "invalid_request",
-        "invalid_request",
+        "url_forbidden",
         "invalid_request",
         None,
     ]

@@ -98,7 +98,7 @@ REFUSALS: list[tuple[tuple[str, str, dict[str, Any]], int, str, str]] = [
     (file(png()[:60]), 422, "invalid_image", "cannot be decoded"),
     (embed({"text": "x" * CONTEXT}, truncate="error"), 422, "text_too_long", f"{CONTEXT} tokens"),
     (classify(image={"base64": "%"}), 422, "invalid_request", "image.base64: is not base64"),
-    (classify(image={"url": "http://example.invalid"}), 422, "invalid_request", "image.url: "),
+    (classify(image={"url": "http://example.invalid"}), 422, "url_forbidden", "image.url: "),
     (
         classify(image={"base64": "a", "url": "b"}),
         422,

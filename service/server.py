@@ -69,5 +69,8 @@ def run(app: FastAPI, settings: Settings) -> int:
         backlog=2048,
         timeout_graceful_shutdown=int(settings.request_timeout) + 1,
     )
-    Server(config, services).run()
+    try:
+        Server(config, services).run()
+    except SystemExit:  # uvicorn's way out when it cannot listen on the port, with a status of its own
+        return 1
     return 1 if services.failure else 0

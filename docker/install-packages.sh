@@ -1,5 +1,6 @@
 #!/bin/sh
-# Used by the Dockerfile: install-packages.sh EXTRA puts what clipserve needs, with that extra, into /opt/clipserve.
+# Used by the Dockerfile: install-packages.sh EXTRA puts what clipserve needs, with that extra and redis, into
+# /opt/clipserve.
 set -eu
 extra=$1
 venv=/opt/clipserve
@@ -8,7 +9,8 @@ venv=/opt/clipserve
 import sys, tomllib
 with open("pyproject.toml", "rb") as file:
     project = tomllib.load(file)["project"]
-print(*project["dependencies"], *project["optional-dependencies"][sys.argv[1]], sep="\n")
+extras = project["optional-dependencies"]
+print(*project["dependencies"], *extras[sys.argv[1]], *extras["redis"], sep="\n")
 PYTHON
 /opt/pip/bin/pip --python "$venv/bin/python" install --no-compile \
     --constraint constraints.txt --requirement requirements.txt

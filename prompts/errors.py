@@ -35,3 +35,11 @@ class UnknownClassifierError(PromptError):
 
 class StoreError(PromptError):
     """A stored classifier cannot be read, or one cannot be written."""
+
+
+class StoreUnavailableError(StoreError):
+    """The store cannot be reached now; what is known from it is still served."""
+
+
+class SupersededError(StoreError):
+    """A write came too late: a newer one of its name has been accepted, or the name was deleted since."""

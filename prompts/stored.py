@@ -42,7 +42,8 @@ class StoredClassifier:
 
     ``matrix``, float32, holds the class embeddings of the first ``done`` labels: (C, D) once the
     classifier is complete, fewer rows while it is being built, None before. ``created`` is an ISO 8601
-    time.
+    time. ``ticket`` orders the writes of one name, whichever process they come from: a store refuses one
+    that is older than what it has.
 
     Raises:
         ClassifierNameError: the name is not plain.
@@ -56,6 +57,7 @@ class StoredClassifier:
     model_digest: str
     created: str
     matrix: NDArray[np.float32] | None = None
+    ticket: int = 0
 
     def __post_init__(self) -> None:
         check_classifier_name(self.name)
@@ -77,6 +79,12 @@ class StoredClassifier:
     def complete(self) -> bool:
         """Whether every label has its embedding."""
         return self.done == len(self.labels)
+
+    @property
+    def content(self) -> tuple[object, ...]:
+        """What it is made of: equal for two that say the same of themselves and have the same matrix."""
+        templates = self.template_set
+        return self.model, self.model_digest, templates.name, templates.digest, self.labels
 
 
 class _StoredLabel(BaseModel):
@@ -104,6 +112,7 @@ class _Header(BaseModel):
     model: str
     model_digest: str
     created: str
+    ticket: int = 0
     template_set: _StoredTemplates
     labels: Annotated[tuple[_StoredLabel, ...], Field(min_length=1)]
 
@@ -116,6 +125,7 @@ def to_bytes(classifier: StoredClassifier) -> bytes:
         model=classifier.model,
         model_digest=classifier.model_digest,
         created=classifier.created,
+        ticket=classifier.ticket,
         template_set=_StoredTemplates(
             name=templates.name,
             templates=templates.templates,
@@ -147,6 +157,7 @@ def from_bytes(data: bytes) -> StoredClassifier:
             model=header.model,
             model_digest=header.model_digest,
             created=header.created,
+            ticket=header.ticket,
             matrix=_read_matrix(matrix),
         )
     except ValidationError as error:

@@ -55,7 +55,8 @@ def build(
             batch=settings.max_batch,
             progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
-    DirectoryStore(settings.classifiers_folder).put(
+    store = DirectoryStore(settings.classifiers_folder)
+    store.put(
         StoredClassifier(
             name=name,
             labels=wanted,
@@ -64,6 +65,7 @@ def build(
             model_digest=loaded.manifest.digest,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             matrix=matrix,
+            ticket=store.ticket(),
         )
     )
     console.print(f"{name}: {len(wanted)} labels, {len(templates.templates)} templates, model {loaded.name}")

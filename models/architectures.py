@@ -54,6 +54,8 @@ def load(architecture: str, weights: Weights, *, cache_dir: Path | None = None) 
         ExportError: the name or the tag is unknown, the tag was trained with another activation function
             than the architecture has, the weights do not load, or the pictures are not square.
     """
+    if not architecture.startswith(_SCHEMES):
+        architecture = architecture.replace("/", "-")  # ViT-B/32, as the paper writes it
     _check(architecture, weights)
     has_weights = bool(weights.tag or weights.checkpoint or architecture.startswith(_SCHEMES))
     model, tokenizer = _create(architecture, weights, has_weights, cache_dir)

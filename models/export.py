@@ -37,11 +37,11 @@ from models.manifest import (
     file_entry,
 )
 from models.parity import Features
-from models.precision import RECIPES
+from models.precision import RECIPES, Recipe
 from models.preprocess import Preprocessor
 from models.reference import Reference
 from models.runtimes import RuntimeOptions, Session, open_session
-from models.staging import already_there, staged
+from models.staging import refuse_existing, staged
 from models.tokenizer import Tokenizer
 
 Progress: TypeAlias = Callable[[str, float], None]
@@ -149,8 +149,7 @@ def export_open_clip(
     """
     name = name or destination.name
     _check_name(name)
-    if destination.exists() and not overwrite:
-        raise ExportError(already_there(destination))
+    refuse_existing(destination, overwrite=overwrite)
     if progress:
         progress(f"loading {architecture}", 0.0)
     weights = Weights(tag=pretrained, checkpoint=checkpoint, seed=seed)
@@ -331,8 +330,7 @@ class _Job:
         refusal = ""
         for recipe in RECIPES[self.precision]:
             self.tell(f"exporting the {tower} tower ({recipe.description})", share)
-            opset = self._write(tower, recipe.prepare(module), example, path, dynamic_length)
-            recipe.finish(path)
+            opset = self._write(tower, recipe, module, example, path, dynamic_length)
             self.tell(f"checking the {tower} tower ({recipe.description})", share + 0.15)
             try:
                 features, verdict, lengths = self._judged(path, judge)
@@ -345,21 +343,29 @@ class _Job:
         raise ExportError(f"the {self.precision} export is not what open_clip gives: {refusal}")
 
     def _write(
-        self, tower: str, module: nn.Module, example: torch.Tensor, path: Path, dynamic_length: bool
+        self,
+        tower: str,
+        recipe: Recipe,
+        module: nn.Module,
+        example: torch.Tensor,
+        path: Path,
+        dynamic_length: bool,
     ) -> int:
         try:
-            return towers.write_graph(
-                module,
+            opset = towers.write_graph(
+                recipe.prepare(module),
                 example,
                 path,
                 input_name={"image": "pixels", "text": "tokens"}[tower],
                 dynamic_length=dynamic_length,
                 external_data_bytes=self.external_data_bytes,
             )
+            recipe.finish(path)
         except OSError:
             raise  # the disk's, which ``staged`` words
         except Exception as error:  # the exporter raises whatever a model's Python code makes it raise
             raise ExportError(f"the {tower} tower cannot be exported: {towers.reason(error)}") from error
+        return opset
 
     def _judged(self, path: Path, judge: Callable[[Session], _Judged]) -> _Judged:
         try:

@@ -23,10 +23,7 @@ def staged(destination: Path, *, overwrite: bool = False) -> Iterator[Path]:
     Raises:
         ExportError: ``destination`` exists and ``overwrite`` is off, or the disk refuses; one sentence.
     """
-    if destination.exists() and not overwrite:
-        raise ExportError(
-            f"{destination} exists; remove it, choose another name, or ask for it to be replaced"
-        )
+    refuse_existing(destination, overwrite=overwrite)
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".staged-", dir=destination.parent) as temporary:
@@ -41,9 +38,16 @@ def staged(destination: Path, *, overwrite: bool = False) -> Iterator[Path]:
         raise ExportError(f"{destination} could not be written: {reason}") from error
 
 
-def already_there(destination: Path) -> str:
-    """Why an existing model folder is not written to."""
-    return f"{destination.name}: there is a model of that name already; nothing was written"
+def refuse_existing(destination: Path, *, overwrite: bool) -> None:
+    """Fail now rather than after minutes of work for which there is no place.
+
+    Raises:
+        ExportError: ``destination`` exists and ``overwrite`` is off.
+    """
+    if destination.exists() and not overwrite:
+        raise ExportError(
+            f"{destination} exists; remove it, choose another name, or ask for it to be replaced"
+        )
 
 
 def _swap(folder: Path, destination: Path, *, aside: Path) -> None:

@@ -44,6 +44,10 @@ def test_no_random_parameter_is_left_without_effect(architecture: str) -> None:
     assert constant == []
 
 
+def test_names_may_be_written_as_in_the_paper() -> None:
+    assert load("tiny/vit", Weights()).architecture == "tiny-vit"
+
+
 def test_random_models_still_tell_pictures_apart() -> None:
     loaded = load("tiny-resnet", Weights())
     images = torch.rand((2, 3, 64, 64), generator=torch.Generator().manual_seed(0))

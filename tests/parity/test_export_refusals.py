@@ -104,7 +104,7 @@ def test_other_token_ids_than_open_clips_are_refused(tmp_path: Path, monkeypatch
 
 def test_a_folder_that_exists_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
-    with pytest.raises(ExportError, match="model: there is a model of that name already"):
+    with pytest.raises(ExportError, match=r"model exists; remove it, choose another name"):
         export_open_clip("no-such-architecture", destination=tmp_path / "model")
 
 

@@ -330,7 +330,7 @@ class _Job:
         refusal = ""
         for recipe in RECIPES[self.precision]:
             self.tell(f"exporting the {tower} tower ({recipe.description})", share)
-            opset = self._write(tower, recipe, module, example, path, dynamic_length)
+            opset = self._write(tower, recipe, module, example, path=path, dynamic_length=dynamic_length)
             self.tell(f"checking the {tower} tower ({recipe.description})", share + 0.15)
             try:
                 features, verdict, lengths = self._judged(path, judge)
@@ -348,6 +348,7 @@ class _Job:
         recipe: Recipe,
         module: nn.Module,
         example: torch.Tensor,
+        *,
         path: Path,
         dynamic_length: bool,
     ) -> int:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import re
 import signal
+import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,19 @@ def running_server(home: Path, **settings: Any) -> Iterator[Server]:
         server.wait_until_ready()
         yield server
         assert server.end() == 0, server.log
+
+
+@asynccontextmanager
+async def clients(server: Server, count: int) -> AsyncIterator[list[httpx.AsyncClient]]:
+    """Clients with a connection each: a pool that they shared would search all of it for every request."""
+    context = ssl.create_default_context()  # never used, but slow to make
+    async with AsyncExitStack() as stack:
+        yield [
+            await stack.enter_async_context(
+                httpx.AsyncClient(base_url=server.url(), timeout=60, verify=context)
+            )
+            for _ in range(count)
+        ]
 
 
 def _environment(settings: dict[str, Any]) -> dict[str, str]:

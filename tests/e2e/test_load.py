@@ -20,7 +20,7 @@ import pytest
 from models.registry import LoadedModel
 from tests.apps import base64, load_alone, until
 from tests.pictures import encode, jpeg, png, png_header, scene, truncated_jpeg
-from tests.server import Server, quantile, running_server
+from tests.server import Server, clients, running_server
 from tests.toy_models import write_toy_model
 
 REQUESTS, CONCURRENCY, PATIENCE = 2200, 64, 90
@@ -173,10 +173,13 @@ class Caller:
     async def cancelled(self, model: str, reference: Reference) -> None:
         """The client goes away at any moment between connecting and the answer."""
         inputs, _ = self._mixed(reference)
-        request = asyncio.create_task(self._client.post("/embed", json={"inputs": inputs, "model": model}))
+        request = self._client.build_request("POST", "/embed", json={"inputs": inputs, "model": model})
+        lines = ["POST /embed HTTP/1.1", *(f"{name}: {value}" for name, value in request.headers.items())]
+        _, connection = await asyncio.open_connection(request.url.host, request.url.port)
+        connection.write("\r\n".join([*lines, "", ""]).encode() + request.content)
         await asyncio.sleep(self._random.random() * 0.03)
-        request.cancel()
-        await asyncio.gather(request, return_exceptions=True)
+        connection.close()
+        await connection.wait_closed()
 
     def _mixed(self, reference: Reference) -> tuple[list[dict[str, Any]], np.ndarray]:
         inputs: list[dict[str, Any]] = []
@@ -205,9 +208,9 @@ class Caller:
         result: dict[str, Any], picture: int, labels: list[int], reference: Reference
     ) -> None:
         given = {entry["label"]: entry["similarity"] for entry in result["predictions"]}
-        cosines = reference.prompts[labels] @ reference.pictures[picture]
-        expected = {TEXTS[label]: cosine for label, cosine in zip(labels, cosines, strict=True)}
-        assert given == pytest.approx(expected, abs=2e-5)
+        assert len(given) == len(labels)
+        expected = reference.prompts[labels] @ reference.pictures[picture]
+        assert np.abs([given[TEXTS[label]] for label in labels] - expected).max() < 2e-5
 
 
 async def test_no_answer_goes_astray(server: Server, home: Path) -> None:
@@ -218,9 +221,8 @@ async def test_no_answer_goes_astray(server: Server, home: Path) -> None:
     cosines = everything @ everything.T - np.eye(len(everything))
     assert cosines.max() < 0.9999, "the references must be unlike enough to tell a mix-up"
 
-    limits = httpx.Limits(max_connections=CONCURRENCY)
-    async with httpx.AsyncClient(base_url=server.url(), limits=limits, timeout=PATIENCE) as client:
-        callers = [Caller(client, references, seed) for seed in range(CONCURRENCY)]
+    async with clients(server, CONCURRENCY) as open_clients:
+        callers = [Caller(client, references, seed) for seed, client in enumerate(open_clients)]
         left = iter(range(REQUESTS))
 
         async def work(caller: Caller) -> None:
@@ -230,7 +232,7 @@ async def test_no_answer_goes_astray(server: Server, home: Path) -> None:
         async with asyncio.timeout(PATIENCE), asyncio.TaskGroup() as group:
             for caller in callers:
                 group.create_task(work(caller))
-        assert (await client.get("/health/live")).status_code == 200
+        assert (await open_clients[0].get("/health/live")).status_code == 200
 
     done = sum((caller.done for caller in callers), Counter())
     assert sum(done.values()) == REQUESTS
@@ -251,15 +253,14 @@ async def test_under_load_batches_fill(server: Server) -> None:
     batches, items = (
         server.metric(f"batch_size_{part}", model="busy", encoder="image") for part in ("count", "sum")
     )
-    limits = httpx.Limits(max_connections=CONCURRENCY)
     left = iter(range(5 * CONCURRENCY))
-    async with httpx.AsyncClient(base_url=server.url(), limits=limits, timeout=PATIENCE) as client:
 
-        async def work() -> None:
-            for seed in left:
-                assert (await ask(client, seed)).status_code == 200
+    async def work(client: httpx.AsyncClient) -> None:
+        for seed in left:
+            assert (await ask(client, seed)).status_code == 200
 
-        await asyncio.gather(*(work() for _ in range(CONCURRENCY)))
+    async with clients(server, CONCURRENCY) as open_clients:
+        await asyncio.gather(*map(work, open_clients))
     batches = server.metric("batch_size_count", model="busy", encoder="image") - batches
     items = server.metric("batch_size_sum", model="busy", encoder="image") - items
     assert items == 5 * CONCURRENCY
@@ -302,10 +303,10 @@ def test_a_thousand_labels_with_eighty_templates_cost_nothing_the_second_time(se
             seconds(count)
         texts = server.metric("items_total", model="toy", kind="text")
         hits = server.metric("cache_events_total", cache="matrix", event="hit")
-        for _ in range(40):
+        for _ in range(60):
             for count, series in spent.items():
                 series.append(seconds(count))
         assert server.metric("items_total", model="toy", kind="text") == texts
-        assert server.metric("cache_events_total", cache="matrix", event="hit") == hits + 80
-    # The fast quarter tells what it costs; the rest tells what else the machine was doing.
-    assert quantile(spent[1000], 0.25) < quantile(spent[10], 0.25) + 0.002
+        assert server.metric("cache_events_total", cache="matrix", event="hit") == hits + 120
+    # The fastest of many tells what it costs; the rest tell what else the machine was doing.
+    assert min(spent[1000]) < min(spent[10]) + 0.002

@@ -85,7 +85,9 @@ def test_what_cannot_be_served_is_refused(client: httpx.Client, name: str) -> No
 
 
 @pytest.mark.parametrize("name", ACCEPTED)
-def test_what_is_merely_odd_is_served_as_it_looks(client: httpx.Client, model: LoadedModel, name: str) -> None:
+def test_what_is_merely_odd_is_served_as_it_looks(
+    client: httpx.Client, model: LoadedModel, name: str
+) -> None:
     data, plain = ACCEPTED[name]
     answer = post(client, data)
     assert answer.status_code == 200, answer.text

@@ -210,7 +210,7 @@ def check(original: Originals, folder: Path, *, reference: str) -> Checked:
     preprocess = Preprocessor(original.facts.image, max_pixels=_MAX_PIXELS, exif=False)
     pixels = [preprocess(picture) for picture in known.pictures]
     texts = _Texts.of(known.texts, original.text, folder / TOKENIZER)
-    options = RuntimeOptions(provider="cpu")
+    options = RuntimeOptions(runtime="onnxruntime", provider="cpu", precision="fp32")
     image, text = (open_session(folder / name, options) for name in (IMAGE_GRAPH, TEXT_GRAPH))
     wanted = (
         _in_batches(pixels, lambda rows: original.encode_pixels(np.stack(rows))),

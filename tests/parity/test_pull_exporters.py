@@ -19,6 +19,7 @@ import transformers
 from models.manifest import ModelManifest, Precision
 from models.pull import pull
 from models.registry import ModelRegistry
+from models.runtimes import RuntimeOptions
 from models.verify import verify
 from tests import tiny_onnx
 from tests.hub import Hub, point_at, serving
@@ -27,6 +28,7 @@ from tests.tiny_onnx import CONTEXT, DIM, END_ID, SIZE, WORDS
 # torch calls its older exporter deprecated; most of what lies on hubs was written by it.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
+EXACT = RuntimeOptions(runtime="onnxruntime", precision="fp32")  # a faster one may compute in bfloat16
 REPO = "tiny/exported"
 LOG_SCALE, BIAS = 4.2, -12.9
 LAYERS = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -42,12 +44,19 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         yield running
 
 
-def spread_out(model: Any) -> Any:
-    """Random weights large enough that different pictures and texts get different features."""
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
     torch.manual_seed(0)
+
+
+def spread_out(model: Any) -> Any:
+    """Random weights that give different pictures and texts different features.
+
+    Not larger: attention that is nearly all or nothing turns the last bit of a pixel into another feature.
+    """
     for parameter in model.parameters():
         if parameter.ndim > 1:
-            torch.nn.init.normal_(parameter, std=0.3)
+            torch.nn.init.normal_(parameter, std=0.12)
     model.logit_scale.data.fill_(LOG_SCALE)
     return model.eval()
 
@@ -104,7 +113,7 @@ def combined(model: Any, path: Path, *, masked: bool) -> Path:
 
 
 def served(destination: Path, pixels: Any, texts: list[str]) -> tuple[Any, Any]:
-    model = ModelRegistry(destination.parent).load(destination.name)
+    model = ModelRegistry(destination.parent, options=EXACT).load(destination.name)
     features = model.encode_pixels(list(pixels)), model.encode_texts(texts)
     model.close()
     return features

@@ -155,7 +155,9 @@ class Batcher(Generic[Item, Result]):
             )
         loop = asyncio.get_running_loop()
         now = time.monotonic()
-        entries = [_Entry[Item, Result](item, loop.create_future(), deadline, now) for item in items]
+        entries: list[_Entry[Item, Result]] = [
+            _Entry(item, loop.create_future(), deadline, now) for item in items
+        ]
         first, self._serial = self._serial, self._serial + len(entries)
         self._lanes[lane].update(enumerate(entries, first))
         if entries:

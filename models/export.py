@@ -242,9 +242,12 @@ class _Job:
         return _Made(text=text_spec, report=report, embedding_dim=images.shape[1], opset=image.opset)
 
     def _check_context(self, spec: TextSpec) -> None:
-        """A tokenizer for longer texts than the positional embedding holds would fail when it is served."""
-        own = getattr(self.model, "context_length", None)
-        if own is not None and spec.context_length > own:
+        """A tokenizer for longer texts than the positional embedding holds would fail when it is served.
+
+        Text towers with relative positions say 0, which is no limit.
+        """
+        own = getattr(self.model, "context_length", 0)
+        if own and spec.context_length > own:
             raise ExportError(
                 f"the tokenizer's context_length {spec.context_length} is above the text tower's {own}"
             )

@@ -13,7 +13,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.errors import ExportError
 from models.manifest import ImageSpec
+from models.towers import reason
 
 _BATCH = 4
 
@@ -22,6 +24,7 @@ class Reference:
     """``model``'s own features, through open_clip's own preprocessing.
 
     Where the model carries the preprocessing it was trained with, that decides, and ``image`` otherwise.
+    Encoding raises ``ExportError`` where open_clip cannot run the model itself.
     """
 
     def __init__(self, model: nn.Module, image: ImageSpec) -> None:
@@ -52,7 +55,10 @@ class Reference:
         return self._encode(self._model.encode_text, torch.from_numpy(tokens))
 
     def _encode(self, encoder: Any, items: Tensor) -> NDArray[np.float32]:
-        with torch.inference_mode():
-            parts = [functional.normalize(encoder(part), dim=-1) for part in torch.split(items, _BATCH)]
+        try:
+            with torch.inference_mode():
+                parts = [functional.normalize(encoder(part), dim=-1) for part in torch.split(items, _BATCH)]
+        except Exception as error:  # a model may be described that open_clip can build and not run
+            raise ExportError(f"open_clip itself cannot run this model: {reason(error)}") from error
         features: NDArray[np.float32] = torch.cat(parts).numpy()
         return features

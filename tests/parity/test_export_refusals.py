@@ -70,6 +70,14 @@ def test_a_text_tower_that_sees_its_padding_gets_a_fixed_length(
     assert any("length cannot vary" in stage for stage in stages)
 
 
+def test_a_model_that_open_clip_cannot_run_is_refused(tmp_path: Path) -> None:
+    def shorten(model: Any) -> None:
+        model.positional_embedding = torch.nn.Parameter(model.positional_embedding[:-1].detach())
+
+    with pytest.raises(ExportError, match="open_clip itself cannot run this model: RuntimeError"):
+        small_export(tmp_path / "model", shorten)
+
+
 def test_a_tower_that_cannot_be_traced_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Untraceable(towers.NativeTextTower):
         def forward(self, tokens: Any) -> Any:

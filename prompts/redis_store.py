@@ -81,6 +81,12 @@ redis.call('HDEL', KEYS[4], ARGV[1])
 return revision
 """
 _HASHES = ("fences", "revision", "versions", "classifiers", "builds", "progress", "checkpoints")
+_LEASE = """
+local holder = redis.call('GET', KEYS[1])
+if holder and holder ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return 1
+"""
 _RENEW = "return redis.call('GET', KEYS[1]) == ARGV[1] and redis.call('PEXPIRE', KEYS[1], ARGV[2])"
 _RELEASE = "return redis.call('GET', KEYS[1]) == ARGV[1] and redis.call('DEL', KEYS[1])"
 
@@ -127,6 +133,7 @@ class RedisStore:
         self._client = client
         self._prefix = prefix
         self._lease_milliseconds = int(1000 * lease_seconds)
+        self._token = secrets.token_hex(16)
         self._writing = Lock()
         self._seen: _Moment | None = None
         self._problem: str | None = "Redis has not been asked yet"
@@ -204,12 +211,11 @@ class RedisStore:
             return int(self._client.eval(_TICKET, 1, self._key("ticket")))
 
     def lease(self, classifier: StoredClassifier) -> Lease | None:
-        """The right to build this content under this name; None while another process has it."""
+        """The right to build this content under this name; None while another store object has it."""
         content = hashlib.blake2b(repr(classifier.content).encode(), digest_size=16).hexdigest()
-        key, token = self._key(f"lease:{classifier.name}:{content}"), secrets.token_hex(16)
-        with self._reaching():
-            granted = self._client.set(key, token, nx=True, px=self._lease_milliseconds)
-        return _RedisLease(self._run, key, token, self._lease_milliseconds) if granted else None
+        key = self._key(f"lease:{classifier.name}:{content}")
+        granted = self._run(_LEASE, [key], self._token, self._lease_milliseconds)
+        return _RedisLease(self._run, key, self._token, self._lease_milliseconds) if granted else None
 
     def get_partial(self, name: str) -> StoredClassifier | None:
         """The checkpoint of that name as it is in Redis, or its beginning if none has been written."""

@@ -15,11 +15,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from models.registry import ModelRegistry
-from prompts.store import DirectoryStore
 from prompts.templates import TemplateSets
 from service.admission import Admission
 from service.classifiers import NamedClassifiers
 from service.context import Services
+from service.declared import build_declared, read_declared
 from service.engine import Engine, EngineOptions
 from service.errors import http_problem
 from service.fetch import FetchLimits, PictureFetcher
@@ -29,6 +29,7 @@ from service.middleware import Observe
 from service.routes import classifiers, classify, embed, health, models
 from service.served import BatchOptions
 from service.settings import Settings
+from service.state import open_embeddings, open_store
 
 _LOG = logging.getLogger("clipserve")
 _DESCRIPTION = "Zero-shot image classification: pictures and words in, probabilities and embeddings out."
@@ -88,9 +89,12 @@ def _services(settings: Settings) -> Services:
             class_cache_bytes=settings.class_cache_bytes,
             matrix_cache_bytes=settings.matrix_cache_bytes,
         ),
+        shared_embeddings=open_embeddings(settings),
     )
     admission = Admission(settings.max_queue, expected_wait=engine.expected_wait)
     metrics.admitted_items.set_function(lambda: admission.taken)
+    store = open_store(settings)
+    metrics.store_reachable.set_function(lambda: store.problem is None)
     template_sets = TemplateSets(*[folder for folder in (settings.template_sets_dir,) if folder])
     template_sets.get(settings.default_template_set)
     return Services(
@@ -98,7 +102,7 @@ def _services(settings: Settings) -> Services:
         engine=engine,
         admission=admission,
         template_sets=template_sets,
-        classifiers=NamedClassifiers(engine, DirectoryStore(settings.classifiers_folder)),
+        classifiers=NamedClassifiers(engine, store),
         inputs=InputReader(settings, _fetcher(settings)),
     )
 
@@ -121,11 +125,14 @@ def _fetcher(settings: Settings) -> PictureFetcher | None:
 
 async def _start(services: Services) -> None:
     """Load every preloaded model; a server that cannot is of no use and ends itself."""
+    folder = services.settings.declared_classifiers_dir
     try:
+        declared = read_declared(folder) if folder else []
         for name in services.settings.models:
             served = await services.engine.load(name)
             _LOG.info("model loaded", extra={"model": name} | served.model.running())
-        services.classifiers.resume()
+        await services.classifiers.resume()
+        await build_declared(services, declared)
         services.ready = True
         _LOG.info("ready")
     except asyncio.CancelledError:

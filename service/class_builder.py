@@ -10,7 +10,7 @@ import numpy as np
 
 from models.manifest import Activation
 from models.registry import LoadedModel
-from prompts.cache import EmbeddingCache, class_key, matrix_key
+from prompts.cache import EmbeddingCache, EventListener, class_key, matrix_key
 from prompts.classifier import ZeroShotClassifier
 from prompts.ensemble import PromptPlan
 from prompts.labels import Label
@@ -31,10 +31,27 @@ class EncodeTexts(Protocol):
         ...
 
 
+class SharedEmbeddings(Protocol):
+    """Class embeddings that servers share. May block briefly; never raises."""
+
+    def get_many(self, keys: Sequence[bytes], *, dim: int) -> list[Features | None]:
+        """The row (D,) of each key, or None."""
+        ...
+
+    def put_many(self, keys: Sequence[bytes], rows: Features) -> None:
+        """Keep row i of (N, D) under ``keys[i]``."""
+        ...
+
+    def close(self) -> None:
+        """Let go of connections."""
+        ...
+
+
 class ClassBuilder:
     """Builds class matrices. What was encoded for one list of labels is not encoded for another.
 
-    ``background_prompts``: a list with more prompts than this is encoded in the bulk lane.
+    ``background_prompts``: a list with more prompts than this is encoded in the bulk lane. ``shared``:
+    what other servers have encoded, asked for what the cache does not know.
     """
 
     def __init__(
@@ -45,11 +62,15 @@ class ClassBuilder:
         class_cache_bytes: int,
         matrix_cache_bytes: int,
         background_prompts: int,
+        shared: SharedEmbeddings | None = None,
     ) -> None:
         self._encode_texts = encode_texts
         self._classes = _cache("class", class_cache_bytes, metrics)
         self._matrices = _cache("matrix", matrix_cache_bytes, metrics)
         self._background_prompts = background_prompts
+        self._shared = shared
+        self._note_shared = _noting("shared", metrics)
+        self._sharing: set[asyncio.Task[None]] = set()
         self._building: dict[bytes, asyncio.Task[Features]] = {}
 
     async def matrix(
@@ -76,6 +97,8 @@ class ClassBuilder:
         """Class embeddings (C, D) of a few labels; those the cache knows are not encoded."""
         keys = [class_key(served.digest, template_set, label) for label in labels]
         rows = self._classes.get_many(keys)
+        if self._shared is not None and any(row is None for row in rows):
+            await self._fill(self._shared, keys, rows, served.model.manifest.embedding_dim)
         missing = [index for index, row in enumerate(rows) if row is None]
         if missing:
             plan = PromptPlan.of([labels[index] for index in missing], template_set)
@@ -83,6 +106,7 @@ class ClassBuilder:
             for index, row in zip(missing, fresh, strict=True):
                 rows[index] = row
                 self._classes.put(keys[index], row)
+            self._share([keys[index] for index in missing], fresh)
         return np.stack([row for row in rows if row is not None])
 
     def is_large(self, labels: Sequence[Label], template_set: TemplateSet) -> bool:
@@ -91,10 +115,32 @@ class ClassBuilder:
 
     async def close(self) -> None:
         """Stop building."""
-        tasks = list(self._building.values())
+        tasks = [*self._building.values(), *self._sharing]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if self._shared is not None:
+            self._shared.close()
+
+    async def _fill(
+        self, shared: SharedEmbeddings, keys: Sequence[bytes], rows: list[Features | None], dim: int
+    ) -> None:
+        """Put what other servers know where ``rows`` has None."""
+        missing = [index for index, row in enumerate(rows) if row is None]
+        found = await asyncio.to_thread(shared.get_many, [keys[index] for index in missing], dim=dim)
+        known = [(index, row) for index, row in zip(missing, found, strict=True) if row is not None]
+        for index, row in known:
+            rows[index] = row
+            self._classes.put(keys[index], row)
+        self._note_shared("hit", len(known))
+        self._note_shared("miss", len(missing) - len(known))
+
+    def _share(self, keys: Sequence[bytes], rows: Features) -> None:
+        """Tell other servers, while the caller goes on."""
+        if self._shared is not None:
+            task = asyncio.create_task(asyncio.to_thread(self._shared.put_many, keys, rows))
+            self._sharing.add(task)
+            task.add_done_callback(self._sharing.discard)
 
     async def _build(
         self, served: ServedModel, labels: Sequence[Label], template_set: TemplateSet
@@ -139,9 +185,13 @@ def split(items: Sequence[T], size: int) -> list[Sequence[T]]:
 
 
 def _cache(name: str, max_bytes: int, metrics: Metrics) -> EmbeddingCache:
+    cache = EmbeddingCache(max_bytes, on_event=_noting(name, metrics))
+    metrics.cache_bytes.labels(name).set_function(lambda: cache.nbytes)
+    return cache
+
+
+def _noting(name: str, metrics: Metrics) -> EventListener:
     def note(event: str, count: int) -> None:
         metrics.cache_events.labels(name, event).inc(count)
 
-    cache = EmbeddingCache(max_bytes, on_event=note)
-    metrics.cache_bytes.labels(name).set_function(lambda: cache.nbytes)
-    return cache
+    return note

@@ -44,3 +44,16 @@ def check_classes(
             f" at most {max_prompts} are allowed"
         )
     return labels
+
+
+def check_named_classes(
+    wanted: ClassRequest, template_set: TemplateSet, settings: Settings
+) -> tuple[Label, ...]:
+    """The labels of a named classifier; raises as ``check_classes`` does."""
+    return check_classes(
+        wanted,
+        template_set,
+        settings,
+        max_labels=settings.max_classifier_labels,
+        max_prompts=settings.max_classifier_labels * 100,
+    )

@@ -3,62 +3,61 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-import numpy as np
-
 from models.errors import UnknownModelError
 from models.manifest import Activation
 from prompts.classifier import ZeroShotClassifier
-from prompts.errors import UnknownClassifierError
+from prompts.errors import StoreUnavailableError, SupersededError, UnknownClassifierError
 from prompts.labels import Label
 from prompts.store import ClassifierStore, StoredClassifier, check_classifier_name
 from prompts.templates import TemplateSet
-from service.batcher import Lane
-from service.class_builder import LABELS_A_ROUND, count_prompts, make_classifier, split
+from service.class_builder import count_prompts, make_classifier
+from service.classifier_builds import Build, ClassifierBuilder
 from service.engine import Engine
 from service.errors import InvalidRequestError, UnavailableError, message_of
-from service.served import Features
 
 _LOG = logging.getLogger("clipserve.classifiers")
-_CHECKPOINT_ROUNDS = 16
-
-
-@dataclass
-class _Build:
-    """One classifier on its way: what it is made of, and how far it has come."""
-
-    stored: StoredClassifier
-    done: int = 0
-    task: asyncio.Task[None] | None = None
-    error: Exception | None = None
-
-    @property
-    def state(self) -> Literal["building", "failed"]:
-        return "failed" if self.error else "building"
+_REFRESH_SECONDS = 0.25
+_DECLARE_SECONDS = 0.05
 
 
 @dataclass
 class NamedClassifiers:
-    """Classifiers by name. While a new one of a name is built, the old one is served."""
+    """Classifiers by name. While a new one of a name is built, the old one is served.
+
+    Several servers may share the store. Each builds what its own callers ask for, unless another is
+    building just that; then it waits for the other, and goes on in its place should it stop.
+    """
 
     engine: Engine
     store: ClassifierStore
-    _builds: dict[str, _Build] = field(default_factory=dict)
+    _builds: dict[str, Build] = field(default_factory=dict)
+    _last_current: dict[str, StoredClassifier] = field(default_factory=dict)
+    _watcher: asyncio.Task[None] | None = None
 
-    def resume(self) -> None:
-        """Go on with what a stop cut off, and build anew what belongs to another version of a model."""
-        for name in self.store.partial_names():
-            if (partial := self.store.get_partial(name)) is not None:
-                self._start(partial)
-        for name in self.store.names():
-            stored = self.store.get(name)
-            if name not in self._builds and not self._is_current(stored):
-                self._start(stored)
+    def __post_init__(self) -> None:
+        self._builder = ClassifierBuilder(self.engine, self.store)
+
+    async def resume(self) -> None:
+        """Go on with what a stop cut off, and build anew what belongs to another version of a model.
+
+        From then on the store is watched for what other servers do.
+        """
+        await self._refresh()
+        self._take_up()
+        begun = [progress for name in self.store.partial_names() if (progress := self.store.progress(name))]
+        finished = [self.store.get(name) for name in self.store.names()]
+        for stored in [*(progress.stored for progress in begun), *finished]:
+            if stored.name not in self._builds and not self._is_current(stored):
+                ticket = await self._builder.ticket_or_none()
+                self._start(Build(replace(stored, ticket=ticket), patient=True))
+        self._watcher = asyncio.create_task(self._watch())
 
     async def put(
         self, name: str, labels: Sequence[Label], template_set: TemplateSet, *, model: str
@@ -74,22 +73,40 @@ class NamedClassifiers:
                 large one says so where it is described.
         """
         check_classifier_name(name)
-        served = self.engine.model(model)
-        stored = StoredClassifier(
-            name=name,
-            labels=tuple(labels),
-            template_set=template_set,
-            model=model,
-            model_digest=served.digest,
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-        )
-        build = self._start(stored)
-        if build.task is not None and not self.engine.classes.is_large(labels, template_set):
+        ticket = await asyncio.to_thread(self.store.ticket)
+        large = self.engine.classes.is_large(labels, template_set)
+        stored = self._new(name, labels, template_set, model=model, ticket=ticket)
+        build = self._start(Build(stored, patient=large))
+        if build.task is not None and not large:
             await asyncio.wait([build.task])  # it goes on if the caller leaves, and may be replaced
             if build.error is not None:
                 self._finish(build)
                 raise build.error
         return self.describe(name)
+
+    async def declare(
+        self, name: str, labels: Sequence[Label], template_set: TemplateSet, *, model: str
+    ) -> None:
+        """Make sure that a classifier can be served; if need be from memory, until the store is back.
+
+        Raises:
+            PromptError: the name cannot be used, or the classifier cannot be built or written.
+        """
+        wanted = self._new(name, labels, template_set, model=model, ticket=0)
+        if self._builder.same_in_store(wanted) is not None:
+            return
+        ticket = await self._builder.ticket_or_none()
+        build = self._start(Build(replace(wanted, ticket=ticket), patient=True))
+        while build.task is not None and not build.task.done() and not build.stored.complete:
+            await asyncio.wait([build.task], timeout=_DECLARE_SECONDS)
+        if build.error is not None:
+            raise build.error
+
+    async def look_for(self, name: str) -> None:
+        """Ask the store for a name that is not known here: another server may just have built it."""
+        if name not in self._builds and name not in self.store.names() and self.store.problem is None:
+            await self._refresh()
+            self._take_up()
 
     def get(
         self, name: str, activation: Activation | None = None
@@ -101,8 +118,12 @@ class NamedClassifiers:
             UnavailableError: it is still being built for the first time, or its model is not loaded.
         """
         stored = self._served(name)
+        if not self._is_current(stored):
+            # Another server may have the next version of the model already, and so of the classifier.
+            stored = self._last_current.get(name, stored)
         if stored.matrix is None or not self._is_current(stored):
             raise UnavailableError(f"classifier {name!r} is not ready: {_progress(self._builds.get(name))}")
+        self._last_current[name] = stored
         model = self.engine.model(stored.model).model
         labels = [label.name for label in stored.labels]
         return stored, make_classifier(model, labels, stored.matrix, activation)
@@ -134,87 +155,118 @@ class NamedClassifiers:
         """Every classifier, sorted by name."""
         return [self.describe(name) for name in sorted({*self.store.names(), *self._builds})]
 
-    def delete(self, name: str) -> None:
+    async def delete(self, name: str) -> None:
         """Forget a classifier, built or being built.
 
         Raises:
             UnknownClassifierError: there is none of that name.
+            StoreUnavailableError: the store cannot be reached; everything stays as it is.
         """
+        try:
+            await asyncio.to_thread(self.store.delete, name)
+        except UnknownClassifierError:
+            if name not in self._builds:
+                raise
+        self._last_current.pop(name, None)
         build = self._builds.pop(name, None)
         if build is not None and build.task is not None:
             build.task.cancel()
-        try:
-            self.store.delete(name)
-        except UnknownClassifierError:
-            if build is None:
-                raise
 
     async def close(self) -> None:
-        """Stop building; what is done is in the store and goes on after the next start."""
+        """Stop building; what is done is in the store and goes on after the next start, or elsewhere."""
         tasks = [build.task for build in self._builds.values() if build.task is not None]
+        if self._watcher is not None:
+            tasks.append(self._watcher)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self.store.close()
+
+    # What other servers do
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(_REFRESH_SECONDS)
+            try:
+                await self._refresh()
+                self._take_up()
+            except Exception:
+                _LOG.exception("watching the store of classifiers failed")
+
+    async def _refresh(self) -> None:
+        with contextlib.suppress(StoreUnavailableError):  # the store says so where its health is asked
+            await asyncio.to_thread(self.store.refresh)
+
+    def _take_up(self) -> None:
+        """Join the builds of the store: wait for who does them, or do them if nobody does."""
+        for name in self.store.partial_names():
+            progress, ours = self.store.progress(name), self._builds.get(name)
+            if progress is None or not self._is_for_here(progress.stored):
+                continue
+            if ours is None or ours.stored.ticket < progress.stored.ticket:
+                self._start(Build(progress.stored, patient=True, done=progress.done))
+
+    # One build
+
+    def _new(
+        self, name: str, labels: Sequence[Label], template_set: TemplateSet, *, model: str, ticket: int
+    ) -> StoredClassifier:
+        return StoredClassifier(
+            name=name,
+            labels=tuple(labels),
+            template_set=template_set,
+            model=model,
+            model_digest=self.engine.model(model).digest,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            ticket=ticket,
+        )
 
     def _served(self, name: str) -> StoredClassifier:
         """The one in the store, as long as there is one, and the one being built otherwise."""
         build = self._builds.get(name)
-        return self.store.get(name) if build is None or name in self.store.names() else build.stored
+        if build is None or (name in self.store.names() and not build.stored.complete):
+            return self.store.get(name)
+        return build.stored
 
     def _is_current(self, stored: StoredClassifier) -> bool:
+        return stored.matrix is not None and self._is_for_here(stored)
+
+    def _is_for_here(self, stored: StoredClassifier) -> bool:
+        """Whether it belongs to the version of its model that is loaded here."""
         try:
-            served = self.engine.model(stored.model)
+            return self.engine.model(stored.model).digest == stored.model_digest
         except UnknownModelError:
             return False
-        return stored.matrix is not None and served.digest == stored.model_digest
 
-    def _start(self, stored: StoredClassifier) -> _Build:
-        if (running := self._builds.get(stored.name)) is not None and running.task is not None:
+    def _start(self, build: Build) -> Build:
+        name = build.stored.name
+        if (running := self._builds.get(name)) is not None and running.task is not None:
             running.task.cancel()
-        build = _Build(stored)
-        self._builds[stored.name] = build
+        self._builds[name] = build
         build.task = asyncio.create_task(self._build(build))
         return build
 
-    async def _build(self, build: _Build) -> None:
+    async def _build(self, build: Build) -> None:
         name = build.stored.name
         try:
-            await asyncio.to_thread(self.store.put, await self._complete(build))
+            await self._builder.run(build)
         except asyncio.CancelledError:
             raise
+        except SupersededError:
+            self._finish(build)  # who asked is answered with what has taken its place
         except Exception as error:
             _LOG.exception("classifier failed to build", extra={"classifier": name})
-            build.error = error
+            build.error, build.stored = error, replace(build.stored, matrix=None)
         else:
             self._finish(build)
 
-    def _finish(self, build: _Build) -> None:
+    def _finish(self, build: Build) -> None:
         """Forget a build, unless another of its name has taken its place."""
         if self._builds.get(build.stored.name) is build:
             del self._builds[build.stored.name]
 
-    async def _complete(self, build: _Build) -> StoredClassifier:
-        """Encode what is missing, a round of labels at a time; from time to time write a checkpoint."""
-        served = self.engine.model(build.stored.model)
-        matrices: list[Features] = []
-        if build.stored.matrix is not None and build.stored.model_digest == served.digest:
-            matrices.append(build.stored.matrix)
-        stored = replace(build.stored, model_digest=served.digest, matrix=None)
-        labels, template_set = stored.labels, stored.template_set
-        large = self.engine.classes.is_large(labels, template_set)
-        lane: Lane = "bulk" if large else "interactive"
-        build.done = sum(map(len, matrices))
-        with served.use():
-            for count, some in enumerate(split(labels[build.done :], LABELS_A_ROUND), 1):
-                matrices.append(await self.engine.classes.some_rows(served, some, template_set, lane=lane))
-                build.done += len(some)
-                if large and count % _CHECKPOINT_ROUNDS == 0:
-                    matrices = [np.concatenate(matrices)]
-                    await asyncio.to_thread(self.store.put_partial, replace(stored, matrix=matrices[0]))
-        return replace(stored, matrix=np.concatenate(matrices))
 
-
-def _progress(build: _Build | None) -> str:
+def _progress(build: Build | None) -> str:
     if build is None:
         return "its model is not loaded, or has changed since"
     return (

@@ -23,7 +23,7 @@ from prompts.classifier import ZeroShotClassifier
 from prompts.labels import Label
 from prompts.templates import TemplateSet
 from service.batcher import Batcher, Lane
-from service.class_builder import ClassBuilder, make_classifier
+from service.class_builder import ClassBuilder, SharedEmbeddings, make_classifier
 from service.metrics import Metrics
 from service.served import BatchOptions, Features, ServedModel
 from service.timings import Timings
@@ -56,7 +56,12 @@ class Engine:
     """Serves every model of a registry."""
 
     def __init__(
-        self, registry: ModelRegistry, metrics: Metrics, options: EngineOptions | None = None
+        self,
+        registry: ModelRegistry,
+        metrics: Metrics,
+        options: EngineOptions | None = None,
+        *,
+        shared_embeddings: SharedEmbeddings | None = None,
     ) -> None:
         self.registry = registry
         self.metrics = metrics
@@ -73,6 +78,7 @@ class Engine:
             matrix_cache_bytes=self._options.matrix_cache_bytes,
             # The bulk lane has no limit: labels that are more than the queue takes are no overload.
             background_prompts=min(self._options.background_prompts, self._options.batches.capacity),
+            shared=shared_embeddings,
         )
 
     # Models

@@ -102,6 +102,7 @@ _TABLE: tuple[tuple[type[Exception], Status], ...] = (
     (prompts.LabelError, Status(422, "invalid_labels", "Invalid labels")),
     (prompts.TemplateError, Status(422, "invalid_templates", "Invalid templates")),
     (prompts.ClassifierNameError, Status(422, "invalid_classifier_name", "Invalid classifier name")),
+    (prompts.StoreUnavailableError, Status(503, "store_unavailable", "Store of classifiers not available")),
     (prompts.StoreError, Status(507, "store_failed", "Classifier cannot be stored or read")),
     (prompts.PromptError, Status(422, "invalid_request", "Invalid request")),
     (InvalidRequestError, Status(422, "invalid_request", "Invalid request")),

@@ -163,15 +163,7 @@ class InputReader:
     async def classifier(self, request: Request) -> ClassifierRequest:
         """``PUT /classifiers/{name}``: JSON."""
         body_kind(request, accepted=("json",))
-        body = parse_json(await self._body(request), ClassifierBody)
-        return ClassifierRequest(
-            classes=ClassRequest(
-                labels=_labels(body.labels),
-                template_set=body.template_set,
-                templates=_templates(body.template_set, body.templates),
-            ),
-            model=body.model,
-        )
+        return classifier_request(parse_json(await self._body(request), ClassifierBody))
 
     async def fetch(self, pictures: Sequence[RemotePicture]) -> list[bytes | Exception]:
         """Each picture, all fetched side by side, or what was wrong with that one alone."""
@@ -286,6 +278,18 @@ def _embedding(given: list[float] | str, field: str) -> NDArray[np.float32]:
     if not np.isfinite(length) or length == 0:
         raise InvalidRequestError(f"{field}: must be finite numbers that are not all zero")
     return (vector / length).astype(np.float32)
+
+
+def classifier_request(body: ClassifierBody) -> ClassifierRequest:
+    """What a body of ``PUT /classifiers/{name}``, or a file of that shape, asks for."""
+    return ClassifierRequest(
+        classes=ClassRequest(
+            labels=_labels(body.labels),
+            template_set=body.template_set,
+            templates=_templates(body.template_set, body.templates),
+        ),
+        model=body.model,
+    )
 
 
 def _labels(labels: Labels) -> tuple[Label, ...]:

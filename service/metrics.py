@@ -41,6 +41,9 @@ class Metrics:
         self.model_info = gauge(
             "model_info", "1 for each loaded model.", ("model", "runtime", "provider", "precision")
         )
+        self.store_reachable = gauge(
+            "store_reachable", "1 while classifiers of other servers are seen, 0 while serving from memory."
+        )
         self.model_load_seconds = gauge("model_load_seconds", "Seconds to load and warm up.", ("model",))
 
 

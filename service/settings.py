@@ -11,6 +11,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from models.runtimes import Provider, RuntimeName, RuntimeOptions, RuntimePrecision
 from service.urls import is_host_pattern
 
+_REDIS = ("redis://", "rediss://", "unix://")
+
 
 class Settings(BaseSettings):
     """Each field is read from ``CLIPSERVE_`` and its name in capitals; a wrong value stops the start."""
@@ -89,6 +91,21 @@ class Settings(BaseSettings):
         description="A classifier that needs more new prompts than this is built in the background.",
     )
 
+    state_url: SecretStr | None = Field(
+        None,
+        description="Redis that servers share classifiers through: redis://, rediss:// or unix://;"
+        " default: CLASSIFIERS_DIR.",
+    )
+    state_prefix: str = Field(
+        "clipserve", min_length=1, max_length=64, description="First part of every key in Redis."
+    )
+    state_embeddings_ttl: int = Field(
+        86_400, ge=0, description="Seconds that class embeddings are shared in Redis; 0: not at all."
+    )
+    declared_classifiers_dir: Path | None = Field(
+        None, description="Folder of classifiers (JSON) that are built before readiness."
+    )
+
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
     log_format: Literal["json", "text"] = Field("json", description="One JSON object a line, or plain text.")
     access_log: bool = Field(True, description="Log a line a request.")
@@ -131,7 +148,16 @@ class Settings(BaseSettings):
             raise ValueError("must name at least one model")
         return value
 
-    @field_validator("home", "models_dir", "classifiers_dir", "cache_dir", "template_sets_dir")
+    @field_validator("state_url")
+    @classmethod
+    def _is_redis(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not value.get_secret_value().startswith(_REDIS):
+            raise ValueError("must begin with redis://, rediss:// or unix://")
+        return value
+
+    @field_validator(
+        "home", "models_dir", "classifiers_dir", "cache_dir", "template_sets_dir", "declared_classifiers_dir"
+    )
     @classmethod
     def _expand(cls, value: Path | None) -> Path | None:
         return value.expanduser() if value is not None else None

@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from service.classes import check_classes, choose_templates
+from service.classes import check_named_classes, choose_templates
 from service.context import admitted, services_of
 from service.responses import JsonResponse
 from service.schemas import ClassifierAnswer, ClassifierBody, openapi_body
@@ -29,13 +29,7 @@ async def put_classifier(request: Request, name: str) -> Response:
         settings = services.settings
         served = services.served_model(wanted.model)
         template_set = choose_templates(wanted.classes, services.template_sets, settings)
-        labels = check_classes(
-            wanted.classes,
-            template_set,
-            settings,
-            max_labels=settings.max_classifier_labels,
-            max_prompts=settings.max_classifier_labels * 100,
-        )
+        labels = check_named_classes(wanted.classes, template_set, settings)
         made = await services.classifiers.put(name, labels, template_set, model=served.name)
     return JsonResponse(made, 202 if made["state"] == "building" else 200)
 
@@ -49,12 +43,14 @@ async def list_classifiers(request: Request) -> Response:
 @router.get("/{name}", response_model=ClassifierAnswer)
 async def get_classifier(request: Request, name: str) -> Response:
     """What a classifier is made of, and how far its building has come."""
-    described: dict[str, Any] = services_of(request).classifiers.describe(name)
+    classifiers = services_of(request).classifiers
+    await classifiers.look_for(name)
+    described: dict[str, Any] = classifiers.describe(name)
     return JsonResponse(described)
 
 
 @router.delete("/{name}", status_code=204)
 async def delete_classifier(request: Request, name: str) -> Response:
     """Forget a classifier."""
-    services_of(request).classifiers.delete(name)
+    await services_of(request).classifiers.delete(name)
     return Response(status_code=204)

@@ -46,6 +46,8 @@ async def classify(request: Request) -> Response:
 
 async def _classify(services: Services, wanted: ClassifyRequest, work: Work) -> dict[str, Any]:
     name = wanted.classes.classifier
+    if name is not None:
+        await services.classifiers.look_for(name)
     model = wanted.model if name is None else services.classifiers.model_of(name, wanted.model)
     with services.served_model(model).use() as served:
         template_set, classifier = await _classifier(services, served, wanted)

@@ -22,7 +22,10 @@ async def live(request: Request) -> Response:
 
 @router.get("/health/ready")
 async def ready(request: Request) -> Response:
-    """200 while requests are welcome; 503 while the server starts, drains, or its engine is dead."""
+    """200 while requests are welcome; 503 while the server starts, drains, or its engine is dead.
+
+    `degraded` is a 200 too: everything known is served, and what needs the store of classifiers is not.
+    """
     services = services_of(request)
     status = _status(services)
     body = {
@@ -39,7 +42,9 @@ async def ready(request: Request) -> Response:
             for served in services.engine.served()
         ],
     }
-    return JsonResponse(body, 200 if status == "ready" else 503)
+    if status == "degraded" and (problem := services.classifiers.store.problem):
+        body["reasons"] = [problem]
+    return JsonResponse(body, 200 if status in {"ready", "degraded"} else 503)
 
 
 @router.get("/metrics")
@@ -54,4 +59,6 @@ def _status(services: Services) -> str:
         return "draining"
     if services.engine.failures():
         return "dead"
-    return "ready" if services.ready else "starting"
+    if not services.ready:
+        return "starting"
+    return "degraded" if services.classifiers.store.problem else "ready"

@@ -57,6 +57,8 @@ LABEL org.opencontainers.image.title="clipserve" \
       org.opencontainers.image.revision="${REVISION}"
 RUN useradd --uid 10001 --user-group --no-log-init --no-create-home --home-dir /var/lib/clipserve --shell /usr/sbin/nologin clipserve \
     && install --directory --owner=clipserve --group=clipserve /var/lib/clipserve
+# ONNX Runtime's builds report what they run to its maker, and keep a device identifier, unless told not to.
+ENV ORT_DISABLE_TELEMETRY=1
 ENV PATH=/opt/clipserve/bin:${PATH} \
     CLIPSERVE_HOST=0.0.0.0 \
     CLIPSERVE_PORT=8000 \
@@ -76,8 +78,10 @@ COPY --from=gpu-packages /opt/clipserve /opt/clipserve
 # the first start, but for the driver's own library, which the container runtime brings.
 RUN printf '%s\n' /opt/clipserve/lib/python3*/site-packages/nvidia/*/lib > /etc/ld.so.conf.d/clipserve-cuda.conf \
     && ldconfig \
-    && ! ldd /opt/clipserve/lib/python3*/site-packages/onnxruntime/capi/libonnxruntime_providers_cuda.so \
-        | grep 'not found' | grep -v libcuda.so.1
+    && ldconfig -p | grep libcudnn.so \
+    && ldd /opt/clipserve/lib/python3*/site-packages/onnxruntime/capi/libonnxruntime_providers_cuda.so > /tmp/needed \
+    && ! grep 'not found' /tmp/needed | grep -v libcuda.so.1 \
+    && rm /tmp/needed
 COPY --from=application /opt/application /opt/clipserve
 ENV CLIPSERVE_PROVIDER=cuda \
     NVIDIA_VISIBLE_DEVICES=all \

@@ -1,0 +1,1 @@
+"""Reproducible measurements of clipserve: the encoder alone, decoding, both in one process, and HTTP."""

@@ -1,0 +1,160 @@
+"""clipserve as its users run it: ``clipserve serve`` in a process of its own, loaded over HTTP."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from base64 import b64encode
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from urllib.request import Request, urlopen
+
+import numpy as np
+
+from benchmarks.client import Generator, Load, post
+from benchmarks.pictures import labels
+from benchmarks.processes import Server, free_port, serving
+from benchmarks.subjects import MODEL, Configuration
+from models.manifest import ModelManifest
+from prompts.labels import Label
+from prompts.store import DirectoryStore, StoredClassifier
+from prompts.templates import TemplateSets
+
+_BOUNDARY = "----clipserve-benchmark"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """One kind of request at several numbers of clients. ``items`` is how many pictures or texts it holds."""
+
+    measure: str
+    requests: Sequence[bytes]
+    widths: Sequence[int]
+    items: int = 1
+
+    def run(
+        self, generator: Generator, server: Server, seconds: float
+    ) -> Iterator[tuple[int, dict[str, float]]]:
+        """Clients and figures, one number of clients after the other."""
+        for width in self.widths:
+            load = Load(
+                port=server.port,
+                server_pid=server.pid,
+                requests=self.requests,
+                concurrency=width,
+                seconds=seconds,
+                items=self.items,
+            )
+            yield width, generator.measure(load)
+
+
+@contextmanager
+def clipserve(models: Path, configuration: Configuration, home: Path, log: Path) -> Iterator[Server]:
+    """A ready server."""
+    port = free_port()
+    settings = {
+        "CLIPSERVE_PORT": str(port),
+        "CLIPSERVE_HOME": str(home),
+        "CLIPSERVE_MODELS_DIR": str(models),
+        "CLIPSERVE_MODELS": MODEL,
+        "CLIPSERVE_LOG_LEVEL": "warning",
+        "CLIPSERVE_ACCESS_LOG": "false",
+    }
+    command = [sys.executable, "-m", "service", "serve"]
+    env = settings | configuration.environment
+    with serving(command, port=port, ready="/health/ready", log=log, env=env) as server:
+        yield server
+
+
+@contextmanager
+def home_with_classifiers(models: Path, sizes: Sequence[int]) -> Iterator[Path]:
+    """A server's home with a classifier ``labels-N`` of N classes for each size.
+
+    Their class embeddings are random: scoring costs the same, and encoding 100,000 labels takes minutes.
+    """
+    manifest = ModelManifest.read(models / MODEL)
+    rng = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as home:
+        store = DirectoryStore(Path(home) / "classifiers")
+        for size in sizes:
+            matrix = rng.standard_normal((size, manifest.embedding_dim), np.float32)
+            matrix /= np.linalg.norm(matrix, axis=1, keepdims=True)
+            store.put(
+                StoredClassifier(
+                    name=f"labels-{size}",
+                    labels=tuple(Label(label) for label in labels(size)),
+                    template_set=TemplateSets().get("photo"),
+                    model=MODEL,
+                    model_digest=manifest.digest,
+                    created=datetime.now(UTC).isoformat(timespec="seconds"),
+                    matrix=matrix,
+                )
+            )
+        yield Path(home)
+
+
+def raw(path: str, pictures: Sequence[bytes]) -> list[bytes]:
+    """Requests whose body is a picture."""
+    return [post(path, picture, "image/jpeg") for picture in pictures]
+
+
+def forms(
+    path: str, pictures: Sequence[Sequence[bytes]], fields: Sequence[tuple[str, str]] = ()
+) -> list[bytes]:
+    """Requests with one multipart form each: its pictures, then ``fields``."""
+    rest = b"".join(_part(f'name="{name}"', value.encode()) for name, value in fields)
+    end = f"--{_BOUNDARY}--\r\n".encode()
+    content_type = f"multipart/form-data; boundary={_BOUNDARY}"
+    file = 'name="image"; filename="a.jpg"\r\nContent-Type: image/jpeg'
+    files = (b"".join(_part(file, picture) for picture in group) for group in pictures)
+    return [post(path, part + rest + end, content_type) for part in files]
+
+
+def classify_json(pictures: Sequence[bytes], classes: Sequence[str]) -> list[bytes]:
+    """``/classify`` requests in JSON, with the picture in base64."""
+    bodies = (
+        {"image": {"base64": b64encode(picture).decode()}, "labels": classes, "top_k": 5}
+        for picture in pictures
+    )
+    return [post("/classify", json.dumps(body).encode(), "application/json") for body in bodies]
+
+
+def embed_texts(texts: Sequence[str]) -> list[bytes]:
+    """``/embed`` requests of one text each."""
+    bodies = ({"inputs": [{"text": text}]} for text in texts)
+    return [post("/embed", json.dumps(body).encode(), "application/json") for body in bodies]
+
+
+def build_classifier(server: Server, classes: Sequence[str], template_set: str) -> float:
+    """Seconds from ``PUT /classifiers/…`` until it is ready.
+
+    Raises:
+        RuntimeError: it failed.
+    """
+    url = f"http://127.0.0.1:{server.port}/classifiers/built"
+    body = json.dumps({"labels": classes, "template_set": template_set}).encode()
+    began = time.perf_counter()
+    state = _json(Request(url, body, {"Content-Type": "application/json"}, method="PUT"))
+    while state["state"] == "building":
+        time.sleep(0.05)
+        state = _json(Request(url))
+    if state["state"] != "ready":
+        raise RuntimeError(f"the classifier was not built: {state}")
+    return time.perf_counter() - began
+
+
+def _part(disposition: str, content: bytes) -> bytes:
+    return (
+        f"--{_BOUNDARY}\r\nContent-Disposition: form-data; {disposition}\r\n\r\n".encode() + content + b"\r\n"
+    )
+
+
+def _json(request: Request) -> dict[str, object]:
+    with urlopen(request, timeout=120) as answer:
+        found: dict[str, object] = json.load(answer)
+        return found

@@ -167,16 +167,16 @@ def _pick(words: Sequence[str], rng: np.random.Generator) -> str:
 def _label(scene: Scene, claims: dict[str, str], rng: np.random.Generator) -> str:
     colour, shape = _pick(COLOUR_WORDS[scene.colour], rng), _pick(SHAPE_WORDS[scene.shape], rng)
     kind = rng.random()
-    if kind > 0.07:
+    if kind > 0.12:
         claims["colour"] = scene.colour
-    if not 0.07 < kind < 0.14:
+    if not 0.12 < kind < 0.24:
         claims["shape"] = scene.shape
-    if kind <= 0.07:
+    if kind <= 0.12:
         return shape
-    if kind < 0.14:
+    if kind < 0.24:
         thing = _pick(("shape", "object", "figure", "thing"), rng)
         return _pick((f"{colour} {thing}", f"{thing} in {colour}", colour), rng)
-    if kind < 0.24:
+    if kind < 0.34:
         return _pick((f"{shape} in {colour}", f"{colour}-coloured {shape}", f"{shape} that is {colour}"), rng)
     return f"{colour} {shape}"
 
@@ -191,9 +191,16 @@ def _template(rng: np.random.Generator) -> str:
         article = _pick(("a ", "the ", ""), rng)
         other = _pick(("a", "a", "the", "one", "my"), rng)
         return f"{article}{adjective}{_pick(_MEDIA, rng)} of {other} {{label}}{tail}{_pick(('', '.'), rng)}"
-    before = " ".join(_pick(_NOISE_WORDS, rng) for _ in range(rng.integers(0, 6)))
-    after = " ".join(_pick(_NOISE_WORDS, rng) for _ in range(rng.integers(0, 4)))
+    before = " ".join(_noise_word(rng) for _ in range(rng.integers(0, 6)))
+    after = " ".join(_noise_word(rng) for _ in range(rng.integers(0, 4)))
     return f"{before} {_pick(('a ', 'the ', ''), rng)}{{label}} {after}{_pick(('', '.'), rng)}".strip()
+
+
+def _noise_word(rng: np.random.Generator) -> str:
+    """A common word, or letters in no order: words of no caption are made of the same few-letter tokens."""
+    if rng.random() < 0.7:
+        return _pick(_NOISE_WORDS, rng)
+    return "".join(chr(letter) for letter in rng.integers(ord("a"), ord("z") + 1, rng.integers(2, 7)))
 
 
 def _fill(template: str, label: str, rng: np.random.Generator) -> str:

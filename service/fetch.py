@@ -199,10 +199,10 @@ class PictureFetcher:
             raise too_large
         content = bytearray()
         async for chunk in answer.aiter_stream():
+            if len(content) + len(chunk) > limit:
+                raise too_large
             budget.take(len(chunk))
             content += chunk
-            if len(content) > limit:
-                raise too_large
         return bytes(content)
 
 

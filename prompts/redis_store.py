@@ -95,10 +95,6 @@ class _Moment(NamedTuple):
     epoch: bytes
     revision: int
 
-    def is_behind(self, other: _Moment) -> bool:
-        """Whether memory was lost since ``other``: all of it, or what came after a snapshot."""
-        return self.epoch != other.epoch or self.revision < other.revision
-
 
 def connect(url: str, *, seconds: float = 5.0) -> Redis:
     """A client for ``redis://``, ``rediss://`` or ``unix://``; opens no connection yet.
@@ -136,6 +132,7 @@ class RedisStore:
         self._token = secrets.token_hex(16)
         self._writing = Lock()
         self._seen: _Moment | None = None
+        self._newest = 0  # the highest revision known, be it of a write of our own
         self._problem: str | None = "Redis has not been asked yet"
         # Replaced, never changed, so that readers need no lock.
         self._loaded: dict[str, StoredClassifier] = {}
@@ -198,12 +195,10 @@ class RedisStore:
             now = self._now()
             if now == self._seen:
                 return
-            if self._seen is not None and (
-                now.epoch != self._seen.epoch or now.revision < self._seen.revision
-            ):
+            if self._has_lost_memory(now):
                 self._give_back()
             self._load()
-            self._seen = now
+            self._seen, self._newest = now, now.revision
 
     def ticket(self) -> int:
         """The time of Redis in microseconds, or one more than the last ticket."""
@@ -271,8 +266,10 @@ class RedisStore:
         """
         ticket = self.ticket()
         with self._writing:
-            if self._run(_DELETE, self._keys(), name, ticket) == -1:
+            revision = self._run(_DELETE, self._keys(), name, ticket)
+            if revision == -1:
                 raise UnknownClassifierError(f"classifier: none is named {name[:80]!r}")
+            self._newest = revision
             self._fences = {**self._fences, name: ticket}
             self._loaded = _without(self._loaded, name)
             self._versions = _without(self._versions, name)
@@ -286,11 +283,14 @@ class RedisStore:
     def _write(self, script: str, classifier: StoredClassifier, *values: bytes | int) -> int:
         revision: int = self._run(script, self._keys(), classifier.name, classifier.ticket, *values)
         if not revision:
-            raise SupersededError(
-                f"{classifier.name!r}: a newer one was stored, or it was deleted, meanwhile"
-            )
+            raise SupersededError(f"{classifier.name!r}: was stored anew, or deleted, meanwhile")
+        self._newest = revision
         self._fences = {**self._fences, classifier.name: classifier.ticket}
         return revision
+
+    def _has_lost_memory(self, now: _Moment) -> bool:
+        """Whether Redis came back without all it had, or with a snapshot from before the last change."""
+        return self._seen is not None and (now.epoch != self._seen.epoch or now.revision < self._newest)
 
     def _give_back(self) -> None:
         """Write what is known here and not there any more; a newer one that is there already stays."""
@@ -369,9 +369,7 @@ class RedisStore:
             if self._problem is None:
                 log.warning("Redis cannot be reached, serving goes on from memory: %s", error)
             self._problem = "Redis cannot be reached"
-            raise StoreUnavailableError(
-                "the store of classifiers cannot be reached now; try again"
-            ) from error
+            raise StoreUnavailableError("the store of classifiers cannot be reached now") from error
         except RedisError as error:
             raise StoreError(f"the store of classifiers refuses: {error}") from error
         if self._problem is not None:

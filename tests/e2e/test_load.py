@@ -47,7 +47,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("load")
     write_toy_model(home / "models")
     write_toy_model(home / "models", name="other", seed=11)
-    write_toy_model(home / "models", name="busy", work=24, size=128)
+    write_toy_model(home / "models", name="busy", work=16, size=128)
     return home
 
 

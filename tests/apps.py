@@ -55,6 +55,7 @@ def toy_settings(home: Path, **settings: Any) -> Settings:
         "inference_threads": 1,
         "decode_threads": 2,
         "access_log": False,
+        "drain_seconds": 3600.0,  # a server whose engine is dead ends its process, here that of the tests
     }
     return Settings(**given | settings)
 

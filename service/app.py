@@ -7,15 +7,17 @@ import logging
 import os
 import signal
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 
 from fastapi import FastAPI
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 
 from models.registry import ModelRegistry
 from prompts.templates import TemplateSets
+from service.access import Access
 from service.admission import Admission
 from service.classifiers import NamedClassifiers
 from service.context import Services
@@ -25,13 +27,16 @@ from service.errors import http_problem
 from service.fetch import FetchLimits, PictureFetcher
 from service.inputs import InputReader
 from service.metrics import Metrics
+from service.metrics_listener import metrics_listener
 from service.middleware import Observe
-from service.routes import classifiers, classify, embed, health, models
+from service.routes import classifiers, classify, embed, health, models, scrape
+from service.security_headers import SecurityHeaders
 from service.served import BatchOptions
 from service.settings import Settings
 from service.state import open_embeddings, open_store
 
 _LOG = logging.getLogger("clipserve")
+_SUPERVISION_SECONDS = 1.0
 _DESCRIPTION = "Zero-shot image classification: pictures and words in, probabilities and embeddings out."
 
 
@@ -42,12 +47,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        loading = asyncio.create_task(_start(services))
+        tasks = [asyncio.create_task(_start(services)), asyncio.create_task(_supervise(services))]
         try:
-            yield
+            async with _metrics_port(services):
+                yield
         finally:
-            loading.cancel()
-            await asyncio.gather(loading, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             await services.classifiers.close()
             await services.engine.close()
             if services.inputs.fetcher is not None:
@@ -63,8 +70,38 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.services = services
     for routes in (classify, embed, classifiers, models, health):
         app.include_router(routes.router)
-    app.add_middleware(Observe, metrics=services.engine.metrics, access_log=settings.access_log)
+    if settings.metrics_port is None:
+        app.include_router(scrape.router)
+    _add_middleware(app, settings, services)
     return app
+
+
+def _add_middleware(app: FastAPI, settings: Settings, services: Services) -> None:
+    """From the innermost outwards: what is added later sees a request earlier."""
+    app.add_middleware(Access, settings=settings)
+    app.add_middleware(Observe, metrics=services.engine.metrics, access_log=settings.access_log)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=("GET", "POST", "PUT", "DELETE"),
+            allow_headers=(
+                "Authorization",
+                "Content-Type",
+                "X-API-Key",
+                "X-Request-ID",
+                "X-Request-Timeout-Ms",
+            ),
+            expose_headers=("Retry-After", "Server-Timing", "X-Request-ID"),
+        )
+    app.add_middleware(SecurityHeaders)
+
+
+def _metrics_port(services: Services) -> AbstractAsyncContextManager[object]:
+    settings = services.settings
+    if settings.metrics_port is None:
+        return nullcontext()
+    return metrics_listener(services.engine.metrics.registry, host=settings.host, port=settings.metrics_port)
 
 
 def _services(settings: Settings) -> Services:
@@ -139,8 +176,21 @@ async def _start(services: Services) -> None:
         raise
     except Exception as error:
         _LOG.critical("cannot start: %s", error, exc_info=_LOG.isEnabledFor(logging.DEBUG))
-        services.failure = str(error)
-        os.kill(os.getpid(), signal.SIGTERM)
+        _give_up(services, str(error))
+
+
+async def _supervise(services: Services) -> None:
+    """End the process once its engine is dead, so that whatever runs it starts another."""
+    while not (failures := services.engine.failures()):  # noqa: ASYNC110 (a stall is noticed by the clock alone)
+        await asyncio.sleep(_SUPERVISION_SECONDS)
+    _LOG.critical("the engine is dead: %s", "; ".join(failures))
+    await asyncio.sleep(services.settings.drain_seconds)
+    _give_up(services, failures[0])
+
+
+def _give_up(services: Services, reason: str) -> None:
+    services.failure = reason
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 async def _framework_problem(_: Request, error: Exception) -> Response:

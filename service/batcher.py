@@ -203,7 +203,8 @@ class Batcher(Generic[Item, Result]):
         """Take nothing more, answer what waits with an error, and wait for what runs."""
         self._closed = True
         self._answer_all_waiting(BatcherStoppedError(f"{self.name} was closed"))
-        await self.drain()
+        if self.failure is None:  # what hangs would be waited for in vain
+            await self.drain()
         self._threads.shutdown(wait=False)
 
     # How batches are made and run

@@ -11,15 +11,18 @@ from dataclasses import dataclass
 from starlette.requests import Request
 
 from prompts.templates import TemplateSets
+from service.access import charge_for
 from service.admission import Admission, Places
 from service.classifiers import NamedClassifiers
 from service.engine import Engine
-from service.errors import UnavailableError
+from service.errors import InvalidRequestError, UnavailableError
 from service.inputs import InputReader
 from service.middleware import ClientGoneError
 from service.served import ServedModel
 from service.settings import Settings
 from service.timings import Timings
+
+_TIMEOUT_HEADER = "X-Request-Timeout-Ms"
 
 
 @dataclass(kw_only=True)
@@ -69,14 +72,15 @@ async def admitted(request: Request) -> AsyncIterator[Work]:
 
     Raises:
         UnavailableError: the server is starting.
+        InvalidRequestError: the deadline that the client gave is no number of milliseconds.
         QueueFullError: no place is left.
         TimeoutError: the deadline passed.
     """
     services = services_of(request)
     if not services.ready:
         raise UnavailableError("the server is starting: its models are not all loaded yet")
-    seconds = services.settings.request_timeout
-    with services.admission.reserve() as places:
+    seconds = _seconds_allowed(request, services.settings.request_timeout)
+    with services.admission.reserve(charge_for(request)) as places:
         try:
             async with asyncio.timeout(seconds):
                 yield Work(
@@ -84,6 +88,16 @@ async def admitted(request: Request) -> AsyncIterator[Work]:
                 )
         except TimeoutError as error:
             raise TimeoutError(f"the request took longer than {seconds:g} s") from error
+
+
+def _seconds_allowed(request: Request, limit: float) -> float:
+    """What the client allows in ``X-Request-Timeout-Ms``, at most what the server does."""
+    given = request.headers.get(_TIMEOUT_HEADER)
+    if given is None:
+        return limit
+    if not (given.isascii() and given.isdigit() and 1 <= int(given) < 10**9):
+        raise InvalidRequestError(f"{_TIMEOUT_HEADER}: must be a whole number of milliseconds, at least 1")
+    return min(limit, int(given) / 1000)
 
 
 @asynccontextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 from collections.abc import Iterator
 from types import FrameType
@@ -56,7 +57,8 @@ def run(app: FastAPI, settings: Settings) -> int:
     """Serve until told to stop.
 
     Returns:
-        The process's exit status: 0 after a stop that was asked for, 1 if the server could not start.
+        The process's exit status: 0 after a stop that was asked for, 1 if the server could not start
+        or its engine died.
     """
     services: Services = app.state.services
     config = uvicorn.Config(
@@ -73,4 +75,8 @@ def run(app: FastAPI, settings: Settings) -> int:
         Server(config, services).run()
     except SystemExit:  # uvicorn's way out when it cannot listen on the port, with a status of its own
         return 1
+    if services.engine.failures():
+        # A batch that hangs holds its thread for ever, and Python would wait for that thread.
+        logging.shutdown()
+        os._exit(1)
     return 1 if services.failure else 0

@@ -25,14 +25,16 @@ class Admission:
         return self._taken
 
     @contextmanager
-    def reserve(self) -> Iterator[Places]:
+    def reserve(self, charge: Callable[[int], None] | None = None) -> Iterator[Places]:
         """One place for a request whose number of items is not known yet, given back at the end.
+
+        ``charge`` is told how many items come on top of the first, once that is known.
 
         Raises:
             QueueFullError: none is left.
         """
-        places = Places(self)
-        places.grow_to(1)
+        self.take(1)
+        places = Places(self, charge)
         try:
             yield places
         finally:
@@ -52,9 +54,10 @@ class Admission:
 class Places:
     """What one request holds."""
 
-    def __init__(self, admission: Admission) -> None:
+    def __init__(self, admission: Admission, charge: Callable[[int], None] | None) -> None:
         self._admission = admission
-        self.held = 0
+        self._charge = charge
+        self.held = 1
 
     def grow_to(self, count: int) -> None:
         """Hold ``count`` places, once the body has told how many items there are.
@@ -65,3 +68,5 @@ class Places:
         more = max(0, count - self.held)
         self._admission.take(more)
         self.held += more
+        if self._charge is not None:
+            self._charge(more)

@@ -12,7 +12,7 @@ from rich.markup import escape
 
 from models.errors import ModelError
 from prompts.errors import PromptError
-from service.commands import acquire, classifiers, local, models, serve
+from service.commands import acquire, classifiers, keys, local, models, serve
 
 app = typer.Typer(
     name="clipserve",
@@ -31,6 +31,7 @@ local.register(app)
 acquire.register(app)
 models.register(app)
 classifiers.register(app)
+keys.register(app)
 
 
 def main() -> NoReturn:

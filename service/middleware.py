@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.access import caller_of
 from service.errors import UrlTimeoutError, http_problem, problem, status_of
 from service.metrics import Metrics
 from service.timings import Timings
@@ -88,6 +89,7 @@ class Observe:
                     "method": scope["method"],
                     "route": route,
                     "status": status,
+                    **({} if (caller := caller_of(scope)) is None else {"key": caller.key.name}),
                     "ms": round(1000 * seconds, 2),
                     **{f"{stage}_ms": round(1000 * spent, 2) for stage, spent in timings.seconds.items()},
                 },

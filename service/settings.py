@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from models.runtimes import Provider, RuntimeName, RuntimeOptions, RuntimePrecision
+from service.keys import Key, parse_admin_key, parse_entries, read_entries
 from service.urls import is_host_pattern
 
+_ORIGIN = re.compile(r"https?://[A-Za-z0-9.\-\[\]:]+")
 _REDIS = ("redis://", "rediss://", "unix://")
 
 
@@ -56,6 +59,24 @@ class Settings(BaseSettings):
     admin_key: SecretStr | None = Field(
         None, min_length=16, description="Key for loading and unloading models; without it nobody can."
     )
+    api_keys: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="NAME:SHA256 of each API key (clipserve keys new); without any, no key is needed."
+    )
+    api_keys_file: Path | None = Field(None, description="File of further API keys, NAME:SHA256 a line.")
+    rate_limit: float = Field(0.0, ge=0, description="Items a second of one API key; 0: no limit.")
+    rate_burst: int = Field(
+        0, ge=0, description="Items an API key may send at once after a pause; 0: those of one second."
+    )
+    metrics_access: Literal["open", "key"] = Field(
+        "open", description="Whether /metrics takes an API key, where there are any."
+    )
+    metrics_port: int | None = Field(
+        None, ge=0, le=65535, description="A port for /metrics alone, without a key; default: PORT."
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Origins whose web pages may ask, such as https://a.com, or *; default: none."
+    )
+
     drain_seconds: float = Field(
         0.0, ge=0, description="Seconds between SIGTERM, when readiness turns 503, and closing the port."
     )
@@ -110,7 +131,7 @@ class Settings(BaseSettings):
     log_format: Literal["json", "text"] = Field("json", description="One JSON object a line, or plain text.")
     access_log: bool = Field(True, description="Log a line a request.")
 
-    @field_validator("models", mode="before")
+    @field_validator("models", "url_ports", "api_keys", "cors_origins", mode="before")
     @classmethod
     def _split_commas(cls, value: object) -> object:
         if isinstance(value, str):
@@ -129,16 +150,56 @@ class Settings(BaseSettings):
             raise ValueError("must be off, on, or host names such as example.com,*.example.com")
         return hosts
 
-    @field_validator("url_ports", mode="before")
-    @classmethod
-    def _ports(cls, value: object) -> object:
-        return _split(value) if isinstance(value, str) else value
-
     @field_validator("url_ports")
     @classmethod
     def _are_ports(cls, value: tuple[int, ...]) -> tuple[int, ...]:
         if not value or not all(1 <= port <= 65535 for port in value):
             raise ValueError("must be ports from 1 to 65535, separated by commas")
+        return value
+
+    @field_validator("admin_key")
+    @classmethod
+    def _is_admin_key(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            parse_admin_key(value.get_secret_value())
+        return value
+
+    @field_validator("api_keys")
+    @classmethod
+    def _are_keys(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        parse_entries(value)
+        return value
+
+    @field_validator("api_keys_file")
+    @classmethod
+    def _has_keys(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        if value is None:
+            return None
+        value = value.expanduser()
+        entries = read_entries(value)
+        if not parse_entries([*info.data.get("api_keys", ()), *entries]) or not entries:
+            raise ValueError(f"{value} has no key")
+        return value
+
+    @field_validator("rate_limit", "metrics_access")
+    @classmethod
+    def _needs_keys(cls, value: float | str, info: ValidationInfo) -> float | str:
+        if value not in {0.0, "open"} and not (info.data.get("api_keys") or info.data.get("api_keys_file")):
+            raise ValueError("needs API keys; without them nobody can be told apart")
+        return value
+
+    @field_validator("metrics_port")
+    @classmethod
+    def _is_open(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and info.data.get("metrics_access") == "key":
+            raise ValueError("takes no keys; leave METRICS_ACCESS at open, and keep clients off this port")
+        return value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(origin == "*" or _ORIGIN.fullmatch(origin) for origin in value):
+            raise ValueError("must be origins such as https://example.com, or *")
         return value
 
     @field_validator("models")
@@ -161,6 +222,15 @@ class Settings(BaseSettings):
     @classmethod
     def _expand(cls, value: Path | None) -> Path | None:
         return value.expanduser() if value is not None else None
+
+    def keys(self) -> tuple[Key, ...]:
+        """Every API key, from the variable and from the file."""
+        further = read_entries(self.api_keys_file) if self.api_keys_file else []
+        return parse_entries([*self.api_keys, *further])
+
+    def admin(self) -> Key | None:
+        """The admin key, if there is one."""
+        return None if self.admin_key is None else parse_admin_key(self.admin_key.get_secret_value())
 
     @property
     def models_folder(self) -> Path:

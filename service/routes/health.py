@@ -1,9 +1,8 @@
-"""``/health/live``, ``/health/ready`` and ``/metrics``: for probes, load balancers and Prometheus."""
+"""``/health/live`` and ``/health/ready``: for probes and load balancers."""
 
 from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from service.context import Services, services_of
 from service.errors import without_folders
@@ -45,13 +44,6 @@ async def ready(request: Request) -> Response:
     if status == "degraded" and (problem := services.classifiers.store.problem):
         body["reasons"] = [problem]
     return JsonResponse(body, 200 if status in {"ready", "degraded"} else 503)
-
-
-@router.get("/metrics")
-async def metrics(request: Request) -> Response:
-    """Metrics in Prometheus' text format."""
-    registry = services_of(request).engine.metrics.registry
-    return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
 
 def _status(services: Services) -> str:

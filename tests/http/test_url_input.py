@@ -1,4 +1,4 @@
-"""Pictures by address over HTTP: off by default, a failure its own item's, nothing told of what lies inside."""
+"""Pictures by address over HTTP: off by default, each failure its own, nothing told of what lies inside."""
 
 from __future__ import annotations
 

@@ -276,12 +276,12 @@ async def test_a_body_without_a_length_is_counted_as_it_comes(tmp_path: Path) ->
 
 
 async def test_an_admin_key_must_match(tmp_path: Path) -> None:
-    async with serving(tmp_path, admin_key="open-sesame-open-sesame") as client:
-        for header in ({}, {"authorization": "Bearer wrong"}, {"authorization": "Basic open-sesame-open-sesame"}):
+    async with serving(tmp_path, admin_key="open-sesame-0123") as client:
+        for header in ({}, {"authorization": "Bearer wrong"}, {"authorization": "Basic open-sesame-0123"}):
             answer = await client.post("/models/toy/load", headers=header)
             assert (answer.status_code, answer.json()["code"]) == (401, "unauthorized")
             assert answer.headers["www-authenticate"] == "Bearer"
-        answer = await client.post("/models/toy/load", headers={"authorization": "Bearer open-sesame-open-sesame"})
+        answer = await client.post("/models/toy/load", headers={"authorization": "Bearer open-sesame-0123"})
         assert answer.status_code == 200
 
 

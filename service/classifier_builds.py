@@ -35,6 +35,7 @@ class Build:
     stored: StoredClassifier
     patient: bool
     done: int = 0
+    lease: Lease | None = None
     task: asyncio.Task[None] | None = None
     error: Exception | None = None
 
@@ -65,6 +66,22 @@ class ClassifierBuilder:
         except StoreUnavailableError:
             return 0
 
+    async def announce(self, build: Build) -> None:
+        """Let other servers see that it has begun, and a start after a stop go on with it.
+
+        Where another server has announced the same, its announcement stands.
+
+        Raises:
+            SupersededError: another of its name has been accepted since its ticket was given out.
+            StoreError: it cannot be written.
+        """
+        build.lease = await asyncio.to_thread(self.store.lease, build.stored)
+        if build.lease is None:
+            return
+        known = await self._known(build)
+        partial = replace(build.stored, matrix=known[0] if known else None)
+        await asyncio.to_thread(self.store.put_partial, partial)
+
     async def run(self, build: Build) -> None:
         """Build what no other server builds, and write it.
 
@@ -84,7 +101,7 @@ class ClassifierBuilder:
     @asynccontextmanager
     async def _turn(self, build: Build) -> AsyncIterator[None]:
         """Wait until no other server builds the same, and see to it that none begins."""
-        lease = await self._lease(build)
+        lease = build.lease or await self._lease(build)
         renewing = asyncio.create_task(_renew(lease)) if lease is not None else None
         try:
             yield
@@ -122,9 +139,9 @@ class ClassifierBuilder:
         lane: Lane = "bulk" if large else "interactive"
         with served.use():
             for count, some in enumerate(split(labels[build.done :], LABELS_A_ROUND)):
-                if large and count % _CHECKPOINT_ROUNDS == 0:
-                    matrices = [np.concatenate(matrices)] if matrices else []
-                    await self._checkpoint(replace(stored, matrix=matrices[0] if matrices else None))
+                if large and count and count % _CHECKPOINT_ROUNDS == 0:
+                    matrices = [np.concatenate(matrices)]
+                    await self._checkpoint(replace(stored, matrix=matrices[0]))
                 matrices.append(await self.engine.classes.some_rows(served, some, template_set, lane=lane))
                 build.done += len(some)
         return replace(stored, matrix=np.concatenate(matrices))

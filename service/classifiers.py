@@ -76,7 +76,11 @@ class NamedClassifiers:
         ticket = await asyncio.to_thread(self.store.ticket)
         large = self.engine.classes.is_large(labels, template_set)
         stored = self._new(name, labels, template_set, model=model, ticket=ticket)
-        build = self._start(Build(stored, patient=large))
+        build = Build(stored, patient=large)
+        if large:
+            await self._announce(build)
+        else:
+            self._start(build)
         if build.task is not None and not large:
             await asyncio.wait([build.task])  # it goes on if the caller leaves, and may be replaced
             if build.error is not None:
@@ -253,12 +257,24 @@ class NamedClassifiers:
         except asyncio.CancelledError:
             raise
         except SupersededError:
-            self._finish(build)  # who asked is answered with what has taken its place
+            await self._refresh()
+            self._finish(build)
+            self._take_up()  # who asked is answered with what has taken its place
         except Exception as error:
             _LOG.exception("classifier failed to build", extra={"classifier": name})
             build.error, build.stored = error, replace(build.stored, matrix=None)
         else:
             self._finish(build)
+
+    async def _announce(self, build: Build) -> None:
+        """Start a build that others know of before its caller is answered."""
+        try:
+            await self._builder.announce(build)
+        except SupersededError:
+            await self._refresh()
+            self._take_up()
+        else:
+            self._start(build)
 
     def _finish(self, build: Build) -> None:
         """Forget a build, unless another of its name has taken its place."""

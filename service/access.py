@@ -30,8 +30,8 @@ class Access:
 
     def __init__(self, app: ASGIApp, *, settings: Settings) -> None:
         self._app = app
-        api_keys = settings.keys()
-        admin = settings.admin()
+        api_keys = settings.read_keys()
+        admin = settings.read_admin_key()
         self._ring = KeyRing(api_keys + ((admin,) if admin else ()))
         self._needs_key = bool(api_keys)
         self._open = ("/health/", "/metrics") if settings.metrics_access == "open" else ("/health/",)

@@ -223,12 +223,12 @@ class Settings(BaseSettings):
     def _expand(cls, value: Path | None) -> Path | None:
         return value.expanduser() if value is not None else None
 
-    def keys(self) -> tuple[Key, ...]:
+    def read_keys(self) -> tuple[Key, ...]:
         """Every API key, from the variable and from the file."""
         further = read_entries(self.api_keys_file) if self.api_keys_file else []
         return parse_entries([*self.api_keys, *further])
 
-    def admin(self) -> Key | None:
+    def read_admin_key(self) -> Key | None:
         """The admin key, if there is one."""
         return None if self.admin_key is None else parse_admin_key(self.admin_key.get_secret_value())
 

@@ -51,13 +51,17 @@ class NamedClassifiers:
         """
         await self._refresh()
         self._take_up()
+        await self.rebuild()
+        self._watcher = asyncio.create_task(self._watch())
+
+    async def rebuild(self) -> None:
+        """Build anew what belongs to another version of its model than the one that is loaded."""
         begun = [progress for name in self.store.partial_names() if (progress := self.store.progress(name))]
         finished = [self.store.get(name) for name in self.store.names()]
         for stored in [*(progress.stored for progress in begun), *finished]:
             if stored.name not in self._builds and not self._is_current(stored):
                 ticket = await self._builder.ticket_or_none()
                 self._start(Build(replace(stored, ticket=ticket), patient=True))
-        self._watcher = asyncio.create_task(self._watch())
 
     async def put(
         self, name: str, labels: Sequence[Label], template_set: TemplateSet, *, model: str

@@ -42,6 +42,7 @@ async def load_model(request: Request, name: str) -> Response:
     services = services_of(request)
     require_admin(request, services.settings)
     served = await services.engine.load(name)
+    await services.classifiers.rebuild()
     return JsonResponse(served.model.describe())
 
 

@@ -69,6 +69,8 @@ def run(app: FastAPI, settings: Settings) -> int:
         access_log=False,
         server_header=False,
         backlog=2048,
+        # Longer than a load balancer keeps an idle connection: it must never send on one just closed here.
+        timeout_keep_alive=75,
         timeout_graceful_shutdown=int(settings.request_timeout) + 1,
     )
     try:

@@ -55,13 +55,18 @@ def generator() -> Iterator[Generator]:
         yield Generator(pool)
 
 
-def post(path: str, body: bytes, content_type: str) -> bytes:
-    """A whole HTTP/1.1 request."""
-    head = (
-        f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: */*\r\n"
-        f"Content-Type: {content_type}\r\nContent-Length: {len(body)}\r\n\r\n"
-    )
-    return head.encode() + body
+def ask(port: int, request: bytes) -> bytes:
+    """Send one request and return the body of its answer."""
+
+    async def once() -> bytes:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=_LARGEST_HEAD)
+        try:
+            writer.write(request)
+            return await asyncio.wait_for(_answer(reader), timeout=60)
+        finally:
+            writer.close()
+
+    return asyncio.run(once())
 
 
 def _measure(load: Load) -> dict[str, float]:

@@ -83,7 +83,7 @@ def encoders(
 
         both = _decode_ahead(model, decoders, slots, endless)
         calls: list[tuple[str, int, Callable[[], object]]] = [
-            *((ENCODE, width, partial(encode, width)) for width in (1, 8, BATCH, 4 * BATCH)),
+            *((ENCODE, width, partial(encode, width)) for width in (1, 8, BATCH)),
             (BOTH, 1, lambda: model.encode_images([next(endless)])),
             (BOTH, BATCH, lambda: next(both)),
             *((ENCODE_TEXTS, width, partial(encode_texts, width)) for width in (1, BATCH)),

@@ -6,7 +6,6 @@ import json
 import sys
 import tempfile
 import time
-from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from urllib.request import Request, urlopen
 
 import numpy as np
 
-from benchmarks.client import Generator, Load, post
+from benchmarks.client import Generator, Load
 from benchmarks.pictures import labels
 from benchmarks.processes import Server, free_port, serving
 from benchmarks.subjects import MODEL, Configuration
@@ -24,8 +23,6 @@ from models.manifest import ModelManifest
 from prompts.labels import Label
 from prompts.store import DirectoryStore, StoredClassifier
 from prompts.templates import TemplateSets
-
-_BOUNDARY = "----clipserve-benchmark"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,38 +95,6 @@ def home_with_classifiers(models: Path, sizes: Sequence[int]) -> Iterator[Path]:
         yield Path(home)
 
 
-def raw(path: str, pictures: Sequence[bytes]) -> list[bytes]:
-    """Requests whose body is a picture."""
-    return [post(path, picture, "image/jpeg") for picture in pictures]
-
-
-def forms(
-    path: str, pictures: Sequence[Sequence[bytes]], fields: Sequence[tuple[str, str]] = ()
-) -> list[bytes]:
-    """Requests with one multipart form each: its pictures, then ``fields``."""
-    rest = b"".join(_part(f'name="{name}"', value.encode()) for name, value in fields)
-    end = f"--{_BOUNDARY}--\r\n".encode()
-    content_type = f"multipart/form-data; boundary={_BOUNDARY}"
-    file = 'name="image"; filename="a.jpg"\r\nContent-Type: image/jpeg'
-    files = (b"".join(_part(file, picture) for picture in group) for group in pictures)
-    return [post(path, part + rest + end, content_type) for part in files]
-
-
-def classify_json(pictures: Sequence[bytes], classes: Sequence[str]) -> list[bytes]:
-    """``/classify`` requests in JSON, with the picture in base64."""
-    bodies = (
-        {"image": {"base64": b64encode(picture).decode()}, "labels": classes, "top_k": 5}
-        for picture in pictures
-    )
-    return [post("/classify", json.dumps(body).encode(), "application/json") for body in bodies]
-
-
-def embed_texts(texts: Sequence[str]) -> list[bytes]:
-    """``/embed`` requests of one text each."""
-    bodies = ({"inputs": [{"text": text}]} for text in texts)
-    return [post("/embed", json.dumps(body).encode(), "application/json") for body in bodies]
-
-
 def build_classifier(server: Server, classes: Sequence[str], template_set: str) -> float:
     """Seconds from ``PUT /classifiers/…`` until it is ready.
 
@@ -146,12 +111,6 @@ def build_classifier(server: Server, classes: Sequence[str], template_set: str) 
     if state["state"] != "ready":
         raise RuntimeError(f"the classifier was not built: {state}")
     return time.perf_counter() - began
-
-
-def _part(disposition: str, content: bytes) -> bytes:
-    return (
-        f"--{_BOUNDARY}\r\nContent-Disposition: form-data; {disposition}\r\n\r\n".encode() + content + b"\r\n"
-    )
 
 
 def _json(request: Request) -> dict[str, object]:

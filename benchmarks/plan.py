@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from benchmarks.over_http import Sweep, classify_json, embed_texts, forms, raw
+from benchmarks.over_http import Sweep
 from benchmarks.pictures import labels, photo, prompts
+from benchmarks.requests import classify_json, embed_texts, forms, raw
 
 CLIENTS = (1, 8, 32, 64)
 LABELS = (10, 100, 1_000, 10_000, 100_000)

@@ -100,12 +100,15 @@ def _answers(url: str) -> bool:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Ask the server, then tell the whole of its process group."""
+    """Ask the server, then tell everything it started."""
+    family = _family(process.pid)
     process.terminate()
     with suppress(subprocess.TimeoutExpired):
         process.wait(20)
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+    for member in family[1:]:
+        with suppress(ProcessLookupError):
+            os.kill(member, signal.SIGKILL)
+    process.kill()
     process.wait()
 
 

@@ -49,7 +49,7 @@ def sheets(found: Measurements, cores: int) -> list[Sheet]:
     return [
         Sheet(title="Ratios", columns=("configuration", "measure", "found", "wanted"), rows=judged),
         _in_process(found),
-        _over_http(found),
+        over_http(found),
     ]
 
 
@@ -157,7 +157,8 @@ def _in_process(found: Measurements) -> Sheet:
     return Sheet(title="Without HTTP, and building classifiers", columns=columns, rows=rows)
 
 
-def _over_http(found: Measurements) -> Sheet:
+def over_http(found: Measurements) -> Sheet:
+    """Everything measured over HTTP."""
     rows = [
         [
             key.subject,

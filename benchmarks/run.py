@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import signal
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -20,7 +22,7 @@ from benchmarks.pictures import labels
 from benchmarks.plan import BUILD, FULL, QUICK, START, Plan
 from benchmarks.subjects import Configuration, configurations, prepare_model
 
-_ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent
 _TEMPLATES = 80
 
 Figures = Iterable[tuple[Key, dict[str, float]]]
@@ -31,10 +33,11 @@ def main() -> None:
     """Read the options, measure, report."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="the main figures only, in under three minutes")
-    parser.add_argument("--output", type=Path, default=_ROOT / "benchmarks" / "results")
-    parser.add_argument("--var", type=Path, default=_ROOT / "var", help="where the exported model is kept")
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--var", type=Path, default=ROOT / "var", help="where the exported model is kept")
     options = parser.parse_args()
-    console, under = _console(), conditions()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # servers are stopped on the way out
+    console, under = terminal(), conditions()
     plan = QUICK if options.quick else FULL
     bench = _Bench(plan=plan, var=options.var, console=console)
     found = bench.run()
@@ -46,7 +49,7 @@ def main() -> None:
     console.print(f"written to {folder}")
 
 
-def _console() -> Console:
+def terminal() -> Console:
     """The terminal; what is written to a file is not broken into its 80 columns."""
     console = Console(log_path=False)
     return console if console.is_terminal else Console(log_path=False, width=200)

@@ -1,0 +1,115 @@
+"""The benchmark's seeded weights in the forms that peers read: a state dict, and a Hugging Face folder.
+
+Reference: ``transformers/models/clip/convert_clip_original_pytorch_to_hf.py`` for which tensor is which.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.subjects import MODEL, SEED
+
+_RENAMED = (
+    (r"^visual\.", "vision_model."),
+    (r"^(?=(transformer|ln_final|token_embedding|positional_embedding))", "text_model."),
+    (r"transformer\.resblocks\.", "encoder.layers."),
+    (r"\.ln_(\d)\.", r".layer_norm\1."),
+    (r"\.attn\.", ".self_attn."),
+    (r"\.mlp\.c_fc\.", ".mlp.fc1."),
+    (r"\.mlp\.c_proj\.", ".mlp.fc2."),
+    (r"\.ln_pre\.", ".pre_layrnorm."),
+    (r"\.ln_post\.", ".post_layernorm."),
+    (r"\.ln_final\.", ".final_layer_norm."),
+    (r"\.conv1\.", ".embeddings.patch_embedding."),
+    (r"\.class_embedding$", ".embeddings.class_embedding"),
+    (r"\.token_embedding\.", ".embeddings.token_embedding."),
+    (r"\.positional_embedding$", ".embeddings.position_embedding.weight"),
+    (r"^vision_model\.proj$", "visual_projection.weight"),
+    (r"^text_projection$", "text_projection.weight"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFiles:
+    """Where each form of the same model lies."""
+
+    onnx: Path
+    torch: Path
+    hugging_face: Path
+
+
+def prepare_weights(models: Path, var: Path) -> ModelFiles:
+    """Write what is not there yet beside the exported model in ``models``."""
+    files = ModelFiles(
+        onnx=models / MODEL,
+        torch=var / "bench-peers" / f"{MODEL}.pt",
+        hugging_face=var / "bench-peers" / f"{MODEL}-hf",
+    )
+    if not (files.torch.exists() and (files.hugging_face / "config.json").exists()):
+        _write(files)
+    return files
+
+
+def _write(files: ModelFiles) -> None:
+    import torch
+
+    from models.architectures import Weights, load
+
+    model = load(MODEL, Weights(seed=SEED)).model
+    files.hugging_face.mkdir(parents=True, exist_ok=True)
+    torch.save(model.state_dict(), files.torch)
+    _hugging_face_model(model.state_dict()).save_pretrained(files.hugging_face)
+    _write_processor(files)
+
+
+def _hugging_face_model(state: dict[str, Any]) -> Any:
+    """A CLIPModel of ViT-B/32's shape with these weights."""
+    from transformers import CLIPConfig, CLIPModel
+
+    towers = {"hidden_act": "gelu", "projection_dim": 512}
+    text = towers | {"bos_token_id": 49406, "eos_token_id": 49407}
+    model = CLIPModel(CLIPConfig(text_config=text, vision_config=towers, projection_dim=512))
+    model.load_state_dict(dict(_renamed(state)), strict=True)
+    return model
+
+
+def _renamed(state: dict[str, Any]) -> Any:
+    for name, value in state.items():
+        target = name
+        for pattern, replacement in _RENAMED:
+            target = re.sub(pattern, replacement, target)
+        if ".in_proj_" in target:
+            for part, piece in zip("qkv", value.chunk(3), strict=True):
+                yield target.replace("in_proj_", f"{part}_proj."), piece
+        elif target in {"visual_projection.weight", "text_projection.weight"}:
+            yield target, value.T.contiguous()
+        else:
+            yield target, value
+
+
+def _write_processor(files: ModelFiles) -> None:
+    """Tokenizer and picture settings, for a CLIPProcessor."""
+    import transformers
+
+    tokenizer_class: Any = transformers.PreTrainedTokenizerFast
+    end = "<|endoftext|>"
+    tokenizer_class(
+        tokenizer_file=str(files.onnx / "tokenizer.json"),
+        bos_token="<|startoftext|>",
+        eos_token=end,
+        unk_token=end,
+        pad_token=end,
+        model_max_length=77,
+    ).save_pretrained(files.hugging_face)
+    transformers.CLIPImageProcessor().save_pretrained(files.hugging_face)
+    settings = files.hugging_face / "tokenizer_config.json"
+    named = json.loads(settings.read_text()) | {"tokenizer_class": "CLIPTokenizer"}
+    settings.write_text(json.dumps(named))
+    pictures = files.hugging_face / "preprocessor_config.json"
+    if pictures.exists():
+        named = json.loads(pictures.read_text()) | {"processor_class": "CLIPProcessor"}
+        pictures.write_text(json.dumps(named))

@@ -234,8 +234,9 @@ async def test_the_port_of_the_metrics_holds_few_connections(tmp_path: Path, fre
             for _, writer in idle:
                 writer.close()
                 await writer.wait_closed()
-            await asyncio.sleep(0.05)
-            assert (await scraper.get(f"http://127.0.0.1:{free_port}/metrics")).status_code == 200
+            async with asyncio.timeout(5):
+                while (await scraper.get(f"http://127.0.0.1:{free_port}/metrics")).status_code != 200:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
 
 
 @pytest.fixture

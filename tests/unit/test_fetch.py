@@ -13,6 +13,8 @@ from typing import Any
 import httpcore
 import pytest
 import trustme
+from hypothesis import given
+from hypothesis import strategies as st
 
 from service.addresses import Address, is_public
 from service.errors import TooLargeError, UrlFailedError, UrlForbiddenError, UrlTimeoutError
@@ -522,6 +524,48 @@ def test_an_address_is_taken_apart() -> None:
     assert str(url) == "https://pictures.test:8443/A?b=c"
     assert Url.parse("http://[2606:4700::1111]").authority == "[2606:4700::1111]"
     assert Url.parse("http://pictures.test?x").target == "/?x"
+
+
+_PIECES = [
+    "http",
+    "https",
+    "://",
+    "//",
+    "/",
+    "\\",
+    "@",
+    ":",
+    "?",
+    "#",
+    "[",
+    "]",
+    "%",
+    "::1",
+    "127.0.0.1",
+    "0x7f",
+]
+_URLS = st.one_of(st.text(), st.lists(st.sampled_from([*_PIECES, "a.test", "80", ".", "é"])).map("".join))
+
+
+@given(_URLS)
+def test_any_text_is_taken_apart_for_good_or_refused(text: str) -> None:
+    """What was taken apart stays the same when it is read again: there is one reading only."""
+    try:
+        url = Url.parse(text)
+    except UrlForbiddenError:
+        return
+    assert Url.parse(str(url)) == url
+    assert httpcore.URL(str(url)).host == url.host.encode()
+    assert "@" not in url.authority
+
+
+@given(_URLS)
+def test_any_redirect_leads_somewhere_that_is_allowed_or_is_refused(location: str) -> None:
+    try:
+        url = Url.parse("https://pictures.test/a").redirected(location)
+    except UrlForbiddenError:
+        return
+    assert url.scheme == "https"
 
 
 def test_hosts_match_their_patterns() -> None:

@@ -23,6 +23,11 @@ def debian_program(name: str, *, package: str | None = None) -> str:
     pytest.skip(f"{name} is not installed: apt-get install {package or name}")
 
 
+def installed_program(name: str) -> str:
+    """Where a program is; the test is skipped where it is not installed."""
+    return _which(name) or pytest.skip(f"{name} is not installed")
+
+
 def _which(name: str) -> str | None:
     return shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"]))
 

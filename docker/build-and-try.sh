@@ -30,9 +30,12 @@ main() {
     container=$(buildah_ from "$image")
     report_size
     if [ "$target" = cpu ]; then
-        start
-        try
-        stop
+        local runtime
+        for runtime in onnxruntime openvino auto; do
+            start "$runtime"
+            try
+            stop
+        done
         check_writes
     else
         refuse
@@ -94,7 +97,7 @@ report_size() {
     say "size: $(megabytes "$root") MB, of which /opt/clipserve $(megabytes "$root/opt/clipserve") MB" \
         "and the embedded model $(megabytes "$root"/opt/clipserve/lib/python3*/site-packages/models/shapes/files) MB"
     du --summarize --block-size=1MB "$root"/opt/clipserve/lib/python3*/site-packages/* \
-        | sort --numeric-sort --reverse | head -n 8 | sed 's|/.*/|  |'
+        | sort --numeric-sort --reverse | sed -n '1,8s|/.*/|  |p'
     ! find "$root/opt/clipserve" -type d \( -name torch -o -name pip \) | grep . || die "torch or pip is inside"
     ! chroot "$root" sh -c 'command -v cc gcc pip pip3' || die "a compiler or pip is inside"
 }
@@ -103,10 +106,10 @@ start() {
     local command
     command=$(config '{{range .OCIv1.Config.Entrypoint}}{{.}} {{end}}{{range .OCIv1.Config.Cmd}}{{.}} {{end}}')
     port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
-    say "start: $command"
-    touch "$work/started"
+    say "start: $command (CLIPSERVE_RUNTIME=$1)"
+    [ -e "$work/started" ] || touch "$work/started"
     # shellcheck disable=SC2086 # the command's words
-    run_in_container $command > "$work/server.log" 2>&1 &
+    CLIPSERVE_RUNTIME=$1 run_in_container $command > "$work/server.log" 2>&1 &
     running=$!
     local began=${EPOCHREALTIME/./}
     until curl --silent --fail --max-time 2 "http://127.0.0.1:$port/health/ready" > "$work/ready.json"; do
@@ -167,7 +170,8 @@ check_writes() {
 }
 
 run_in_container() {
-    "${buildah[@]}" run --isolation chroot --network host --env "CLIPSERVE_PORT=$port" "$container" -- "$@"
+    "${buildah[@]}" run --isolation chroot --network host --env "CLIPSERVE_PORT=$port" \
+        --env "CLIPSERVE_RUNTIME=${CLIPSERVE_RUNTIME:-auto}" "$container" -- "$@"
 }
 
 config() {
@@ -177,7 +181,7 @@ config() {
 # The process that buildah started at the end of its chain of helpers.
 innermost() {
     local process=$1 child
-    while child=$(pgrep --parent "$process" | head -n 1) && [ -n "$child" ]; do process=$child; done
+    while child=$(pgrep --oldest --parent "$process") && [ -n "$child" ]; do process=$child; done
     echo "$process"
 }
 

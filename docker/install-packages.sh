@@ -15,14 +15,17 @@ PYTHON
 /opt/pip/bin/pip --python "$venv/bin/python" install --no-compile \
     --constraint constraints.txt --requirement requirements.txt
 
-# What nothing here runs: tests, sources, the tools that ONNX Runtime brings for making models, and the two
-# largest parts of Arrow that writing Parquet files does not touch.
+# What nothing here runs: tests, sources, the tools that ONNX Runtime brings for making models, the two largest
+# parts of Arrow that writing Parquet files does not touch, and all of OpenVINO but ONNX graphs on the CPU.
 cd "$venv"/lib/python3*/site-packages
 find . -depth -type d -name tests -exec rm -rf {} +
 find . -type f \( -name '*.pyi' -o -name '*.px[di]' -o -name '*.pyx' -o -name '*.[ch]' \) -delete
 rm -rf onnxruntime/transformers onnxruntime/tools onnxruntime/quantization onnxruntime/datasets
 rm -rf pyarrow/include pyarrow/src pyarrow/libarrow_python.so pyarrow/libarrow_python.so.*.*.* \
     pyarrow/*arrow_flight* pyarrow/*arrow_python_flight* pyarrow/_flight* pyarrow/*arrow_s3* pyarrow/_s3fs*
+rm -rf openvino/include openvino/torch openvino/libs/cache.json openvino/libs/*_[gn]pu_plugin* \
+    openvino/libs/*_auto_plugin* openvino/libs/*_auto_batch_plugin* openvino/libs/*_hetero_plugin*
+find . -path './openvino/libs/*_frontend.so*' ! -name '*_onnx_*' ! -name '*_ir_*' -delete
 
 # Symbols are a sixth of the image. Libraries that auditwheel has patched (*.libs) may not survive this, and
 # NVIDIA's have none.

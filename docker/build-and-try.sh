@@ -178,7 +178,7 @@ config() {
     buildah_ inspect --type image --format "$1" "$image"
 }
 
-# The process that buildah started at the end of its chain of helpers.
+# The process that buildah started at the end of a chain of its own.
 innermost() {
     local process=$1 child
     while child=$(pgrep --oldest --parent "$process") && [ -n "$child" ]; do process=$child; done

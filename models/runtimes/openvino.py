@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from queue import SimpleQueue
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,10 @@ _HINTS = {"fp32": "f32", "bf16": "bf16"}
 
 
 class OpenVinoSession:
-    """One graph in OpenVINO, with as many requests in flight as it says is best.
+    """One graph in OpenVINO, compiled twice: for many batches side by side, and for one alone.
+
+    Side by side, every batch has a core of its own, which is the most work a second; alone, a batch has
+    all cores, which is the shortest wait. A batch that finds nothing else running takes the second.
 
     Every request keeps tensors of its own and copies in and out of them: OpenVINO would otherwise go on
     using the caller's array after ``run`` has returned. Meets ``models.runtimes.Session``.
@@ -33,15 +36,19 @@ class OpenVinoSession:
         if options.precision == "bf16" and not computes_bf16():
             raise RuntimeUnavailableError("this CPU has neither AMX nor AVX-512 BF16; use precision fp32")
         self.precision = "bf16" if options.precision == "bf16" else "fp32"
-        self._compiled = _compile(path, options, _HINTS[self.precision])
-        self.slots = int(self._compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
-        self._free: SimpleQueue[ov.InferRequest] = SimpleQueue()
-        for _ in range(self.slots):
-            self._free.put(self._compiled.create_infer_request())
+        model = _read(path)
+        side_by_side = _compile(model, options, self.precision, hint="THROUGHPUT")
+        self.slots = int(side_by_side.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
+        self._requests = [side_by_side.create_infer_request() for _ in range(self.slots)]
+        self._alone: ov.InferRequest | None = None
+        if self.slots > 1:
+            self._alone = _compile(model, options, self.precision, hint="LATENCY").create_infer_request()
+        self._running = 0
+        self._lock = Lock()
 
     def run(self, batch: NDArray[Any]) -> NDArray[np.float32]:
         """One batch through the graph: see ``models.runtimes.Session.run``."""
-        request = self._free.get()
+        request, is_alone = self._take()
         try:
             tensor = request.get_input_tensor()
             tensor.shape = batch.shape
@@ -50,13 +57,28 @@ class OpenVinoSession:
             features: NDArray[np.float32] = request.get_output_tensor().data.copy()
             return features
         finally:
-            self._free.put(request)
+            self._give_back(request, is_alone=is_alone)
 
     def close(self) -> None:
-        """Drop the requests and the graph; OpenVINO frees their memory with the last reference."""
-        while not self._free.empty():
-            self._free.get()
-        del self._compiled
+        """Drop the requests, and with them the graphs; OpenVINO frees their memory with the last one."""
+        self._requests.clear()
+        self._alone = None
+
+    def _take(self) -> tuple[ov.InferRequest, bool]:
+        with self._lock:
+            self._running += 1
+            if self._running == 1 and self._alone is not None:
+                request, self._alone = self._alone, None
+                return request, True
+            return self._requests.pop(), False
+
+    def _give_back(self, request: ov.InferRequest, *, is_alone: bool) -> None:
+        with self._lock:
+            self._running -= 1
+            if is_alone:
+                self._alone = request
+            else:
+                self._requests.append(request)
 
 
 @cache
@@ -70,7 +92,7 @@ def _core() -> ov.Core:
     return ov.Core()
 
 
-def _compile(path: Path, options: RuntimeOptions, precision: str) -> ov.CompiledModel:
+def _read(path: Path) -> ov.Model:
     try:
         model = _core().read_model(path)
     except RuntimeError as error:
@@ -83,9 +105,13 @@ def _compile(path: Path, options: RuntimeOptions, precision: str) -> ov.Compiled
             f"{path.name}: a graph must have one input and the one output 'features', not inputs"
             f" {[one.any_name for one in model.inputs]} and outputs {names}"
         )
+    return model
+
+
+def _compile(model: ov.Model, options: RuntimeOptions, precision: str, *, hint: str) -> ov.CompiledModel:
     settings: dict[str, Any] = {
-        "INFERENCE_PRECISION_HINT": precision,
-        "PERFORMANCE_HINT": "THROUGHPUT",
+        "INFERENCE_PRECISION_HINT": _HINTS[precision],
+        "PERFORMANCE_HINT": hint,
         # Pinned to cores, its threads would wait for the decoders that run there.
         "ENABLE_CPU_PINNING": False,
     }

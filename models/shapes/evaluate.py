@@ -18,10 +18,20 @@ from numpy.typing import NDArray
 from models.registry import LoadedModel, ModelRegistry
 from models.shapes.captions import ENSEMBLE, UNSEEN_TEMPLATES
 from models.shapes.pairs import HELD_OUT_PAIRS, PAIRS, TRAINING_PAIRS, Pair
-from models.shapes.scenes import SIZES, Scene, as_file, sample_scene
+from models.shapes.scenes import COLOURS, SHAPES, SIZES, Scene, as_file, sample_scene
 
 FILES = Path(__file__).parent / "files"
 BEGIN, END = "<!-- figures: written by models.shapes.evaluate -->", "<!-- end of figures -->"
+
+# Wording, attribute of the scene, values to choose from.
+QUESTIONS = (
+    ("a {value} shape", "colour", tuple(COLOURS)),
+    ("a {value}", "shape", tuple(SHAPES)),
+    ("a {value} {label}", "size", ("small", "large")),
+    ("a {label} on the {value}", "horizontal", ("left", "right")),
+    ("a {label} on the {value}", "vertical", ("top", "bottom")),
+    ("a {label} on a {value} background", "background", ("white", "black", "grey")),
+)
 
 # Training draws its seeds elsewhere (see train.Recipe), so no picture is ever both.
 _FIRST_SEED = 9_000_000_000
@@ -94,6 +104,19 @@ class Exam:
         chosen = np.array([scene.size == size for scene in self.scenes])
         return Accuracy(right=int((answers == self.truth)[chosen].sum()), total=int(chosen.sum()))
 
+    def choice(self, wording: str, attribute: str, values: Sequence[str]) -> Accuracy:
+        """How often ``wording`` fits best with the true value of a scene's attribute for ``{value}``.
+
+        Pictures whose value is not among ``values`` are left out.
+        """
+        classes = np.stack(
+            [class_matrix(self.model, [wording.replace("{value}", value)]) for value in values]
+        )
+        best = np.einsum("vnd,nd->nv", classes[:, self.truth], self.features).argmax(axis=1)
+        truths = [getattr(scene, attribute) for scene in self.scenes]
+        right = [values[choice] == true for choice, true in zip(best, truths, strict=True) if true in values]
+        return Accuracy(right=sum(right), total=len(right))
+
     def confusions(self, answers: NDArray[np.int64], most: int = 5) -> list[tuple[Pair, Pair, int]]:
         """What was most often taken for what: (true pair, answer, how often)."""
         wrong = [(int(t), int(a)) for t, a in zip(self.truth, answers, strict=True) if t != a]
@@ -136,6 +159,13 @@ def report(exam: Exam) -> str:
         "| size of the shape (ensemble) | all pairs |",
         "| --- | --- |",
         *(f"| {size} | {exam.accuracy_by_size(ensemble, size)} |" for size in SIZES),
+        "",
+        "| question | labels to choose from | right |",
+        "| --- | --- | --- |",
+        *(
+            f"| {attribute} | `{wording}`: {', '.join(values)} | {exam.choice(wording, attribute, values)} |"
+            for wording, attribute, values in QUESTIONS
+        ),
         "",
         "Most frequent confusions: "
         + ", ".join(

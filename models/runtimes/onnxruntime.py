@@ -77,6 +77,8 @@ def _session(path: Path, options: RuntimeOptions, provider: str) -> ort.Inferenc
         raise RuntimeUnavailableError(
             f"provider {provider!r} is not in this ONNX Runtime; {_REMEDY[provider]}"
         )
+    if provider == "cuda":
+        ort.preload_dlls()  # CUDA and cuDNN from their wheels lie where no loader looks
     try:
         session = ort.InferenceSession(
             str(path),

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 WORKERS ?= auto
 
-.PHONY: run test lint format bench train-shapes evaluate-shapes test-e2e test-zoo soak lock image clean
+.PHONY: run test lint format bench bench-peers train-shapes evaluate-shapes test-e2e test-zoo soak lock image clean
 
 run: $(VENV)/.serving  ## create the environment and serve the embedded model
 	$(BIN)/clipserve serve
@@ -31,6 +31,9 @@ test-zoo: $(VENV)/.developing  ## export every architecture of docs/zoo.md and w
 
 bench: $(VENV)/.developing  ## measure; results go to benchmarks/results
 	$(BIN)/python -m benchmarks.run
+
+bench-peers: $(VENV)/.developing  ## the same beside other servers, each in an environment of its own (an hour)
+	$(BIN)/python -m benchmarks.peers.run
 
 train-shapes: $(VENV)/.developing  ## train, export and evaluate the embedded model (about 20 minutes on 4 cores)
 	$(BIN)/python -m models.shapes.train

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -24,6 +25,16 @@ class Server:
     port: int
     pid: int
     start_seconds: float
+
+
+def exit_when_terminated() -> None:
+    """Let SIGTERM unwind the stack once, so that servers are stopped on the way out."""
+
+    def leave(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        sys.exit(128 + signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, leave)
 
 
 @contextmanager

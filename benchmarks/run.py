@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import signal
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -20,6 +18,7 @@ from benchmarks.measurements import Key, Measurements
 from benchmarks.over_http import build_classifier, clipserve, home_with_classifiers
 from benchmarks.pictures import labels
 from benchmarks.plan import BUILD, FULL, QUICK, START, Plan
+from benchmarks.processes import exit_when_terminated
 from benchmarks.subjects import Configuration, configurations, prepare_model
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,7 +35,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results")
     parser.add_argument("--var", type=Path, default=ROOT / "var", help="where the exported model is kept")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # servers are stopped on the way out
+    exit_when_terminated()
     console, under = terminal(), conditions()
     plan = QUICK if options.quick else FULL
     bench = _Bench(plan=plan, var=options.var, console=console)

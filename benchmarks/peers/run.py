@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -26,7 +24,7 @@ from benchmarks.peers import environments
 from benchmarks.peers.registry import Peer, peers
 from benchmarks.peers.weights import ModelFiles, prepare_weights
 from benchmarks.pictures import photo, prompts
-from benchmarks.processes import Server, free_port, serving
+from benchmarks.processes import Server, exit_when_terminated, free_port, serving
 from benchmarks.requests import embed_texts, raw
 from benchmarks.run import ROOT, terminal
 from benchmarks.subjects import MODEL, Configuration, configurations, prepare_model
@@ -75,7 +73,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results")
     parser.add_argument("--var", type=Path, default=ROOT / "var")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # servers are stopped on the way out
+    exit_when_terminated()
     console, under, found = terminal(), conditions(), Measurements()
     models = prepare_model(options.var)
     files, inputs = prepare_weights(models, options.var), _inputs(models)

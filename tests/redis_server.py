@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from redis import Redis
@@ -36,6 +39,15 @@ class RedisServer:
 
     def client(self) -> Redis:
         return Redis.from_url(self.url)
+
+    @contextmanager
+    def hanging(self) -> Iterator[None]:
+        """Connections stay open, and nothing is answered."""
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
 
     def stop(self) -> None:
         self._process.terminate()

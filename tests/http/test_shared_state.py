@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
+from typer.testing import CliRunner
 
+from prompts.errors import StoreError
+from service.cli import app
+from service.settings import Settings
+from service.state import open_store
 from tests.apps import Client, base64, serving, until
 from tests.pictures import png
 from tests.redis_server import RedisServer
@@ -201,6 +209,22 @@ async def test_embeddings_are_shared(tmp_path: Path, redis: RedisServer) -> None
         assert await encoded(other) == 1
 
 
+async def test_a_redis_that_hangs_delays_no_known_classifier_and_others_once(
+    tmp_path: Path, redis: RedisServer
+) -> None:
+    async with sharing(tmp_path, redis, state_embeddings_ttl=60) as client:
+        await put(client, ["cat", "dog"])
+        await classify(client, classifier="pets")
+        with redis.hanging():
+            seconds = []
+            for body in ({"labels": ["fish"]}, {"labels": ["bird"]}, *[{"classifier": "pets"}] * 20):
+                began = time.monotonic()
+                assert (await classify(client, **body)).status_code == 200
+                seconds.append(time.monotonic() - began)
+        assert seconds[0] < 2
+        assert max(seconds[1:]) < 0.25, "after one attempt Redis is left alone"
+
+
 async def test_with_the_next_version_of_the_model_elsewhere_the_old_one_is_served_here(
     tmp_path: Path, redis: RedisServer
 ) -> None:
@@ -231,3 +255,24 @@ async def test_it_starts_without_redis(tmp_path: Path, redis: RedisServer) -> No
         assert await ready(client) == (200, "ready")
         async with sharing(tmp_path, redis, "other") as other:
             assert (await classify(other, classifier="pets")).status_code == 200
+
+
+def test_an_address_of_something_else_is_refused() -> None:
+    with pytest.raises(ValidationError, match="redis://, rediss:// or unix://"):
+        Settings(state_url="http://state")
+
+
+def test_without_the_extra_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "prompts.redis_store", raising=False)
+    monkeypatch.setitem(sys.modules, "redis", None)
+    with pytest.raises(StoreError, match=r"clipserve\[redis\]"):
+        open_store(Settings(state_url="redis://state"))
+
+
+def test_the_password_of_redis_is_not_shown() -> None:
+    shown = CliRunner().invoke(
+        app, ["config", "--json"], env={"CLIPSERVE_STATE_URL": "redis://:hidden@state"}
+    )
+    assert shown.exit_code == 0
+    assert "STATE_URL" in shown.output.upper()
+    assert "hidden" not in shown.output

@@ -207,7 +207,9 @@ def _with_separator_as_zero(backend: Tokenizer, separator: str) -> Tokenizer:
     vocabulary = document["model"]["vocab"]
     if not isinstance(vocabulary, dict):
         raise ExportError(f"cannot strip the separator of a {document['model']['type']} tokenizer")
-    vocabulary[separator] = 0
+    # Were two strings to share an id, which of them survives being written would be up to chance.
+    document["model"]["vocab"] = {text: token for text, token in vocabulary.items() if token} | {separator: 0}
+    document["added_tokens"] = [token for token in document["added_tokens"] if token["id"]]
     for token in document["added_tokens"]:
         if token["content"] == separator:
             token["id"] = 0

@@ -42,7 +42,11 @@ def _amplify(visual: nn.Module) -> None:
 def _fill(parameter: Tensor, *, scales: bool, generator: torch.Generator) -> None:
     constant = float(parameter.detach().flatten()[0])
     noise = torch.randn(parameter.shape, generator=generator)
-    if scales:
+    if scales and constant == 0:
+        # It closes a residual branch. Branches at full strength would add up to activations that saturate
+        # CLIP's attention pooling, where float32 itself is only good for a cosine of 0.999998.
+        parameter.copy_(0.2 + 0.02 * noise)
+    elif scales:
         parameter.copy_(1 + 0.1 * noise)
     elif constant == 0:
         parameter.copy_(0.02 * noise)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.registry import LoadedModel
+from models.runtimes import Session
 from service.batcher import Batcher, Lane
 from service.metrics import BatchMetrics, Metrics
 
@@ -45,10 +46,10 @@ class ServedModel:
         self.digest = model.manifest.digest
         self._metrics = metrics
         self.images: Batcher[NDArray[np.uint8], Features] = self._batcher(
-            "image", model.image.slots, model.encode_pixels, options
+            "image", model.image, model.encode_pixels, options
         )
         self.texts: Batcher[NDArray[np.int64], Features] = self._batcher(
-            "text", model.text.slots, model.encode_tokens, options
+            "text", model.text, model.encode_tokens, options
         )
         self._users = 0
         self._unused = asyncio.Event()
@@ -102,15 +103,15 @@ class ServedModel:
     def _batcher(
         self,
         encoder: str,
-        slots: int,
+        session: Session,
         encode: Callable[[Sequence[NDArray[Any]]], Features],
         options: BatchOptions,
     ) -> Batcher[Any, Features]:
         return Batcher(
             lambda items: _check_finite(encode(items)),
             name=f"{encoder} encoder of {self.name}",
-            slots=slots,
-            max_batch=options.max_batch,
+            slots=session.slots,
+            max_batch=min(options.max_batch, session.best_batch or options.max_batch),
             capacity=options.capacity,
             stall_seconds=options.stall_seconds,
             observer=BatchMetrics(self._metrics, model=self.name, encoder=encoder),

@@ -49,7 +49,7 @@ class Settings(BaseSettings):
     device_id: int = Field(0, ge=0, description="Which GPU.")
     gpu_memory_limit: int = Field(0, ge=0, description="Bytes of GPU memory a session may take; 0: no limit.")
 
-    max_batch: int = Field(32, ge=1, le=4096, description="Items in one batch.")
+    max_batch: int = Field(32, ge=1, le=4096, description="Items in one batch; a runtime may prefer fewer.")
     max_queue: int = Field(1024, ge=1, description="Items admitted at once; above it requests get 429.")
     request_timeout: float = Field(30.0, gt=0, description="Seconds until a request is answered with 504.")
     stall_timeout: float = Field(

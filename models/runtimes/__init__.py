@@ -38,12 +38,14 @@ class Session(Protocol):
     """A loaded graph of one input and one output.
 
     ``run`` may be called from up to ``slots`` threads at a time and never changes its argument.
+    ``best_batch`` is the size above which a batch gains nothing and only makes others wait; None: none.
     """
 
     runtime: str
     provider: str
     precision: str
     slots: int
+    best_batch: int | None
 
     def run(self, batch: NDArray[Any]) -> NDArray[np.float32]:
         """``pixels`` uint8 (N, H, W, 3) or ``tokens`` int64 (N, L) → features float32 (N, D)."""

@@ -111,5 +111,5 @@ class Plan:
                 yield Sweep(measure=embed_size(width, height), requests=requests, widths=(1, 64))
 
 
-QUICK = Plan(repeats=3, seconds=1.5, extended=False, built_classes=10, open_clip_classes=2)
-FULL = Plan(repeats=3, seconds=2.5, extended=True, built_classes=100, open_clip_classes=10)
+QUICK = Plan(repeats=3, seconds=0.5, extended=False, built_classes=10, open_clip_classes=0)
+FULL = Plan(repeats=3, seconds=1.5, extended=True, built_classes=50, open_clip_classes=5)

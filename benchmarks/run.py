@@ -89,8 +89,9 @@ class _Bench:
             inputs = (models, one, plan.pictures, plan.texts, plan.seconds)
             yield f"{one.name} in process", partial(apart, encoders, *inputs)
             yield f"{one.name} over HTTP", partial(self._serve, one, clients, home, repeat)
-        names = labels(plan.open_clip_classes, seed=repeat)
-        yield "open_clip", partial(apart, open_clip_classifier, names)
+        if plan.open_clip_classes:
+            names = labels(plan.open_clip_classes, seed=repeat)
+            yield "open_clip", partial(apart, open_clip_classifier, names)
 
     def _serve(
         self, configuration: Configuration, clients: Generator, home: Path, repeat: int

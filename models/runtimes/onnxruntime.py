@@ -29,7 +29,7 @@ class OnnxRuntimeSession:
 
     runtime = "onnxruntime"
     precision = "fp32"
-    best_batch = None
+    best_batch: int | None = None
 
     def __init__(self, path: Path, options: RuntimeOptions) -> None:
         if options.precision == "bf16":

@@ -31,7 +31,7 @@ class OpenVinoSession:
     provider = "cpu"
     # ViT-B-32 in bf16 costs a core 46 ms a picture in batches of 8 and of 32 alike. At 64 clients and four
     # slots p99 ÷ p50 was 2.2 with batches of up to 16, 1.5 with 12, 1.3 with 10, 1.2 with 8.
-    best_batch = 10
+    best_batch: int | None = 10
 
     def __init__(self, path: Path, options: RuntimeOptions) -> None:
         if options.provider not in {"auto", "cpu"}:

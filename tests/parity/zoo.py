@@ -88,7 +88,7 @@ def keep(row: dict[str, Any]) -> None:
     rows[row["architecture"]] = row
     ordered = [rows[architecture] for architecture in ARCHITECTURES if architecture in rows]
     path.write_text(json.dumps(ordered, indent=1) + "\n")
-    (DOCS / "zoo.md").write_text(_HEAD + _table(ordered))
+    (DOCS / "zoo.md").write_text(_HEAD + _table(ordered) + _missing(rows))
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
@@ -96,6 +96,11 @@ def _table(rows: list[dict[str, Any]]) -> str:
     versions = next((row["manifest"]["parity"]["versions"] for row in rows if "manifest" in row), {})
     conditions = ", ".join(f"{package} {number}" for package, number in versions.items())
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\nWith {conditions}, on a CPU.\n"
+
+
+def _missing(rows: dict[str, Any]) -> str:
+    missing = [architecture for architecture in ARCHITECTURES if architecture not in rows]
+    return f"\nNot run yet: {', '.join(missing)}.\n" if missing else ""
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:

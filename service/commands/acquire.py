@@ -56,7 +56,8 @@ def export(  # noqa: PLR0917 (typer reads the options off the signature)
     with _extra("export"):
         from models.export import export_open_clip
 
-    if pretrained is None and checkpoint is None:
+    brings_weights = architecture.startswith(("hf-hub:", "local-dir:"))
+    if pretrained is None and checkpoint is None and not brings_weights:
         _CONSOLE.print(
             "[bold yellow]Neither --pretrained nor --checkpoint: the weights are RANDOM.[/bold yellow]"
         )

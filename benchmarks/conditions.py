@@ -5,7 +5,11 @@ from __future__ import annotations
 import os
 import platform
 import re
+import resource
 import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -37,6 +41,35 @@ def conditions() -> dict[str, Any]:
         "load_average_at_start": [round(load, 2) for load in os.getloadavg()],
         "note": "load generator and server share the cores",
     }
+
+
+@contextmanager
+def cores_used_by_others(of: dict[str, Any]) -> Iterator[None]:
+    """Note in ``of`` how many cores were busy on average with what is not part of the block.
+
+    An upper bound: processes of the block that nobody waits for count as strangers.
+    """
+    began, busy, own = time.perf_counter(), _busy_seconds(), _own_seconds()
+    yield
+    elapsed = time.perf_counter() - began
+    others = (_busy_seconds() - busy) - (_own_seconds() - own)
+    of["cores_used_by_others"] = round(max(0.0, others) / elapsed, 2)
+    of["minutes"] = round(elapsed / 60, 1)
+
+
+def _busy_seconds() -> float:
+    """Processor time of the whole machine since it started, without idling and waiting."""
+    user, nice, system, _, _, irq, softirq, *_ = (
+        int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:]
+    )
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+
+
+def _own_seconds() -> float:
+    return sum(
+        used.ru_utime + used.ru_stime
+        for used in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    )
 
 
 def folder_name(of: dict[str, Any]) -> str:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
+from benchmarks.client import Generator
 from benchmarks.over_http import Sweep
 from benchmarks.pictures import labels, photo, prompts
+from benchmarks.processes import Server
 from benchmarks.requests import classify_json, embed_texts, forms, raw
 
 CLIENTS = (1, 8, 32, 64)
+WARM_UP_SECONDS = 0.5
 LABELS = (10, 100, 1_000, 10_000, 100_000)
 SIZES = ((125, 94), (250, 188), (500, 375), (1000, 750), (2000, 1500), (4000, 3000))
 
@@ -89,6 +92,12 @@ class Plan:
             *self._label_sweeps(),
             *self._size_sweeps(),
         ]
+
+    def warm_up(self, clients: Generator, server: Server) -> None:
+        """Put both encoders to work, unmeasured: a server's first seconds are not like the others."""
+        pictures, _, texts = self.sweeps
+        for sweep in (pictures, texts):
+            list(replace(sweep, widths=(8,)).run(clients, server, WARM_UP_SECONDS))
 
     def _label_sweeps(self) -> Iterator[Sweep]:
         single = [[one] for one in self.pictures]

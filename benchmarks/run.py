@@ -12,7 +12,7 @@ from rich.console import Console
 
 from benchmarks import plots, report
 from benchmarks.client import Generator, generator
-from benchmarks.conditions import conditions, folder_name
+from benchmarks.conditions import conditions, cores_used_by_others, folder_name
 from benchmarks.in_process import apart, bare_session, decoding, encoders, open_clip_classifier
 from benchmarks.measurements import Key, Measurements
 from benchmarks.over_http import build_classifier, clipserve, home_with_classifiers
@@ -39,7 +39,8 @@ def main() -> None:
     console, under = terminal(), conditions()
     plan = QUICK if options.quick else FULL
     bench = _Bench(plan=plan, var=options.var, console=console)
-    found = bench.run()
+    with cores_used_by_others(under):
+        found = bench.run()
     pages = report.sheets(found, under["cores"])
     folder = options.output / folder_name(under)
     report.write(folder, "quick" if options.quick else "bench", found, under, pages)
@@ -104,13 +105,19 @@ class _Bench:
         log = self._var / "bench-logs" / f"{name.replace(' ', '-')}.log"
         with clipserve(self._models, configuration, home, log) as server:
             yield Key(name, START), {"seconds": server.start_seconds}
+            plan.warm_up(clients, server)
             for sweep in sweeps:
                 for width, figures in sweep.run(clients, server, plan.seconds):
                     yield Key(name, sweep.measure, width), figures
-            # Other names each time: those of the last repeat may be cached.
-            names = labels(plan.built_classes, seed=repeat)
+            names = self._new_names(configuration, repeat)
             seconds = build_classifier(server, names, "openai-imagenet")
             yield Key(name, BUILD), {"rate": len(names) * _TEMPLATES / seconds}
+
+    def _new_names(self, configuration: Configuration, repeat: int) -> list[str]:
+        """Classes that were never built before: servers share a home, and what one built the next knows."""
+        turn = repeat * len(self.configurations) + self.configurations.index(configuration)
+        count = self._plan.built_classes
+        return labels((turn + 1) * count)[turn * count :]
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from benchmarks import report
 from benchmarks.client import Generator, ask, generator
-from benchmarks.conditions import conditions, folder_name
+from benchmarks.conditions import conditions, cores_used_by_others, folder_name
 from benchmarks.measurements import Key, Measurements, Spread
 from benchmarks.over_http import Sweep, clipserve
 from benchmarks.peers import environments
@@ -78,7 +78,7 @@ def main() -> None:
     models = prepare_model(options.var)
     files, inputs = prepare_weights(models, options.var), _inputs(models)
     failed: dict[str, str] = {}
-    with tempfile.TemporaryDirectory() as home, generator() as clients:
+    with cores_used_by_others(under), tempfile.TemporaryDirectory() as home, generator() as clients:
         contestants = _clipserve(models, Path(home), options.var)
         theirs, shown = _peers(files, options.var, failed)
         under["peers"] = shown
@@ -178,6 +178,7 @@ def _measure(
             if cosine < _SAME:
                 raise RuntimeError(f"its features of a {what} have cosine {cosine:.4f} to the reference's")
         for sweep in inputs.sweeps(one):
+            list(replace(sweep, widths=(8,)).run(clients, server, seconds / 4))  # to warm up
             for width, figures in sweep.run(clients, server, seconds):
                 found.add(Key(one.name, sweep.measure, width), figures)
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import io
 import os
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,7 +17,7 @@ from PIL import Image
 
 from benchmarks import plan, report
 from benchmarks.client import Load, _Run, ask
-from benchmarks.conditions import folder_name
+from benchmarks.conditions import cores_used_by_others, folder_name
 from benchmarks.in_process import BATCH, BOTH, DECODE, DECODING, ENCODE
 from benchmarks.measurements import Key, Measurements, Spread
 from benchmarks.pictures import labels, photo
@@ -153,3 +156,15 @@ def test_a_form_holds_its_pictures_and_fields() -> None:
 )
 def test_results_are_filed_by_day_and_processor(cpu: str, folder: str) -> None:
     assert folder_name({"date": "2026-01-02T10:00+00:00", "cpu": cpu, "cores": 8}) == folder
+
+
+def test_work_of_other_processes_is_seen() -> None:
+    under: dict[str, float] = {}
+    code = "import time; end = time.process_time() + 0.5\nwhile time.process_time() < end: pass"
+    stranger = subprocess.Popen([sys.executable, "-c", code])
+    try:
+        with cores_used_by_others(under):
+            time.sleep(0.6)
+    finally:
+        stranger.wait()
+    assert under["cores_used_by_others"] > 0.3

@@ -6,6 +6,8 @@ Serving reads nothing else, so two models differ in their manifests and never in
 from __future__ import annotations
 
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -162,16 +164,20 @@ class ModelManifest(_Frozen):
         Raises:
             ManifestError: a file is missing or differs; the text names it.
         """
-        for name, entry in self.files.items():
-            try:
-                found = file_entry(folder / name)
-            except OSError as error:
-                raise ManifestError(f"{self.name}: {name} is missing ({error.strerror})") from error
-            if found != entry:
-                raise ManifestError(
-                    f"{self.name}: {name} does not match its SHA-256 in {MANIFEST_NAME}"
-                    f" (recorded {entry.sha256[:12]}…, found {found.sha256[:12]}…); it is not served"
-                )
+        with ThreadPoolExecutor() as threads:  # hashing frees the GIL
+            list(threads.map(partial(self._verify_file, folder), self.files))
+
+    def _verify_file(self, folder: Path, name: str) -> None:
+        entry = self.files[name]
+        try:
+            found = file_entry(folder / name)
+        except OSError as error:
+            raise ManifestError(f"{self.name}: {name} is missing ({error.strerror})") from error
+        if found != entry:
+            raise ManifestError(
+                f"{self.name}: {name} does not match its SHA-256 in {MANIFEST_NAME}"
+                f" (recorded {entry.sha256[:12]}…, found {found.sha256[:12]}…); it is not served"
+            )
 
 
 def file_entry(path: Path) -> FileEntry:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -215,12 +216,15 @@ class ModelRegistry:
         manifest.verify_files(folder)
         tokenizer = Tokenizer(folder / TOKENIZER, manifest.text)
         options = resolve(folder, manifest, tokenizer, self._options)
+        with ThreadPoolExecutor(2) as threads:
+            graphs = (folder / IMAGE_GRAPH, folder / TEXT_GRAPH)
+            image, text = threads.map(partial(open_session, options=options), graphs)
         model = LoadedModel(
             manifest=manifest,
             preprocess=Preprocessor(manifest.image, max_pixels=self._max_pixels, exif=self._exif),
             tokenizer=tokenizer,
-            image=open_session(folder / IMAGE_GRAPH, options),
-            text=open_session(folder / TEXT_GRAPH, options),
+            image=image,
+            text=text,
             load_seconds=0.0,
         )
         model.warm_up()

@@ -31,7 +31,7 @@ ENCODE = "encode pictures"
 ENCODE_TEXTS = "encode texts"
 BOTH = "decode + encode in process"
 OPEN_CLIP = "open_clip"
-BATCH = 32
+BATCH = 64
 
 
 def apart(function: Callable[..., T], *arguments: object) -> T:
@@ -83,7 +83,7 @@ def encoders(
 
         both = _decode_ahead(model, decoders, slots, endless)
         calls: list[tuple[str, int, Callable[[], object]]] = [
-            *((ENCODE, width, partial(encode, width)) for width in (1, 8, BATCH)),
+            *((ENCODE, width, partial(encode, width)) for width in (1, 8, 32, BATCH)),
             (BOTH, 1, lambda: model.encode_images([next(endless)])),
             (BOTH, BATCH, lambda: next(both)),
             *((ENCODE_TEXTS, width, partial(encode_texts, width)) for width in (1, BATCH)),

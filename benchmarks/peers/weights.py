@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.subjects import MODEL, SEED
+from models.manifest import TOKENIZER
 
+_START, _END = 49406, 49407
 _RENAMED = (
     (r"^visual\.", "vision_model."),
     (r"^(?=(transformer|ln_final|token_embedding|positional_embedding))", "text_model."),
@@ -71,7 +73,7 @@ def _hugging_face_model(state: dict[str, Any]) -> Any:
     from transformers import CLIPConfig, CLIPModel
 
     towers = {"hidden_act": "gelu", "projection_dim": 512}
-    text = towers | {"bos_token_id": 49406, "eos_token_id": 49407}
+    text = towers | {"bos_token_id": _START, "eos_token_id": _END}
     model = CLIPModel(CLIPConfig(text_config=text, vision_config=towers, projection_dim=512))
     model.load_state_dict(dict(_renamed(state)), strict=True)
     return model
@@ -96,10 +98,10 @@ def _write_processor(files: ModelFiles) -> None:
     import transformers
 
     tokenizer_class: Any = transformers.PreTrainedTokenizerFast
-    end = "<|endoftext|>"
+    start, end = (_token(files.onnx / TOKENIZER, number) for number in (_START, _END))
     tokenizer_class(
         tokenizer_file=str(files.onnx / "tokenizer.json"),
-        bos_token="<|startoftext|>",
+        bos_token=start,
         eos_token=end,
         unk_token=end,
         pad_token=end,
@@ -113,3 +115,9 @@ def _write_processor(files: ModelFiles) -> None:
     if pictures.exists():
         named = json.loads(pictures.read_text()) | {"processor_class": "CLIPProcessor"}
         pictures.write_text(json.dumps(named))
+
+
+def _token(tokenizer: Path, number: int) -> str:
+    """How the tokenizer spells a special token; a name of one's own would become a new token."""
+    added = json.loads(tokenizer.read_text())["added_tokens"]
+    return next(str(token["content"]) for token in added if token["id"] == number)

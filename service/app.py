@@ -65,6 +65,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         version="0.1.0",
         description=_DESCRIPTION,
         lifespan=lifespan,
+        redirect_slashes=False,  # a redirect would lead wherever the request's Host says
         exception_handlers={HTTPException: _framework_problem},
     )
     app.state.services = services

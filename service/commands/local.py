@@ -134,6 +134,8 @@ def embed(
         raise typer.BadParameter("give pictures, or texts with --text")
     if out.suffix not in {".npy", ".parquet"}:
         raise typer.BadParameter("must end in .npy or .parquet", param_hint="--out")
+    if not out.parent.is_dir():
+        raise typer.BadParameter(f"the folder {out.parent} does not exist", param_hint="--out")
     settings = Settings()
     loaded = load_model(settings, model)
     with _progress() as progress:

@@ -11,6 +11,7 @@ from service.responses import JsonResponse
 router = APIRouter(tags=["health"])
 
 
+@router.head("/health/live", include_in_schema=False)
 @router.get("/health/live")
 async def live(request: Request) -> Response:
     """200 while the engine works; 503 once a worker has died or hangs: restart the process."""
@@ -19,6 +20,7 @@ async def live(request: Request) -> Response:
     return JsonResponse(body, 503 if failures else 200)
 
 
+@router.head("/health/ready", include_in_schema=False)
 @router.get("/health/ready")
 async def ready(request: Request) -> Response:
     """200 while requests are welcome; 503 while the server starts, drains, or its engine is dead.

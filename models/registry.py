@@ -213,9 +213,21 @@ class ModelRegistry:
     def _open(self, name: str) -> LoadedModel:
         began = time.perf_counter()
         folder, manifest = self.folder(name), self.manifest(name)
-        manifest.verify_files(folder)
+        with ThreadPoolExecutor(1) as thread:
+            verified = thread.submit(manifest.verify_files, folder)  # reads every byte: beside the opening
+            try:
+                model = self._assemble(folder, manifest)
+            except Exception:
+                verified.result()  # that a file was changed says more than what came of it
+                raise
+        if (error := verified.exception()) is not None:
+            model.close()
+            raise error
+        return replace(model, load_seconds=time.perf_counter() - began)
+
+    def _assemble(self, folder: Path, manifest: ModelManifest) -> LoadedModel:
         tokenizer = Tokenizer(folder / TOKENIZER, manifest.text)
-        options = resolve(folder, manifest, tokenizer, self._options)
+        options = resolve(folder, manifest, tokenizer, self._options_for(manifest))
         with ThreadPoolExecutor(2) as threads:
             graphs = (folder / IMAGE_GRAPH, folder / TEXT_GRAPH)
             image, text = threads.map(partial(open_session, options=options), graphs)
@@ -228,7 +240,13 @@ class ModelRegistry:
             load_seconds=0.0,
         )
         model.warm_up()
-        return replace(model, load_seconds=time.perf_counter() - began)
+        return model
+
+    def _options_for(self, manifest: ModelManifest) -> RuntimeOptions:
+        """A folder of the cache for each set of weights: runtimes know a file by its path and time alone."""
+        if self._options.cache_dir is None:
+            return self._options
+        return replace(self._options, cache_dir=self._options.cache_dir / manifest.digest[:32])
 
 
 def describe(manifest: ModelManifest) -> dict[str, Any]:

@@ -200,7 +200,7 @@ def _remember(manifest: ModelManifest, options: RuntimeOptions, verdicts: Sequen
 def _file(manifest: ModelManifest, cache_dir: Path) -> Path:
     """A verdict holds for these weights on this kind of processor with these versions."""
     facts = (manifest.digest, _processor(), available_cores(), version("onnxruntime"), version("openvino"))
-    return cache_dir / "verdicts" / f"{hashlib.sha256(repr(facts).encode()).hexdigest()[:32]}.json"
+    return cache_dir / f"verdicts-{hashlib.sha256(repr(facts).encode()).hexdigest()[:32]}.json"
 
 
 def _processor() -> str:

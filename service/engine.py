@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from models.cores import available_cores
 from models.errors import TextTooLongError, UnknownModelError
@@ -177,7 +178,7 @@ class Engine:
         tokenized = await self._tokenize(served, texts)
         fits = [truncate or not text.truncated for text in tokenized]
         tokens = [text.ids for text, fit in zip(tokenized, fits, strict=True) if fit]
-        outcomes = iter(await self._submit(served.texts, tokens, timings, lane, deadline))
+        outcomes = iter(await self._submit_texts(served, tokens, timings, lane, deadline))
         self.metrics.items.labels(served.name, "text").inc(len(texts))
         length = served.model.manifest.text.context_length
         return [
@@ -214,6 +215,21 @@ class Engine:
         finally:
             timings.note("decode", time.perf_counter() - began)
         return (await self._submit(served.images, [pixels], timings, "interactive", deadline))[0]
+
+    async def _submit_texts(
+        self,
+        served: ServedModel,
+        tokens: Sequence[NDArray[np.int64]],
+        timings: Timings,
+        lane: Lane,
+        deadline: float | None,
+    ) -> list[Features | Exception]:
+        """Queued by length, so that a batch holds texts of like length; answered in the order given."""
+        order = sorted(range(len(tokens)), key=lambda place: len(tokens[place]))
+        sorted_tokens = [tokens[place] for place in order]
+        answers = await self._submit(served.texts, sorted_tokens, timings, lane, deadline)
+        outcomes = dict(zip(order, answers, strict=True))
+        return [outcomes[place] for place in range(len(tokens))]
 
     async def _submit(
         self,

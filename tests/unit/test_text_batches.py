@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from models.manifest import TextSpec
-from models.text_batches import STEP, encode_tokens
+from models.text_batches import STEP, cheapest_runs, encode_tokens
 from models.tokenizer import Tokenizer
 
 _CONTEXT = 20
@@ -67,3 +67,19 @@ def test_few_shapes_and_no_sequence_twice(tokenizer: Tokenizer, tokens: list[NDA
 def test_no_texts_are_refused(tokenizer: Tokenizer) -> None:
     with pytest.raises(ValueError, match="there are none"):
         encode_tokens(CountingSession(), tokenizer, [])
+
+
+def test_a_long_text_does_not_make_many_short_ones_long() -> None:
+    assert list(cheapest_runs([8] * 20 + [76])) == [(0, 20), (20, 21)]
+
+
+def test_a_few_texts_are_not_worth_a_run_of_their_own() -> None:
+    assert list(cheapest_runs([8, 8, 12, 16])) == [(0, 4)]
+
+
+@given(lengths=st.lists(st.integers(1, 19).map(lambda steps: steps * STEP), max_size=60).map(sorted))
+def test_the_runs_hold_every_text_once_and_cost_no_more_than_one_run(lengths: list[int]) -> None:
+    runs = list(cheapest_runs(lengths))
+    assert [place for start, end in runs for place in range(start, end)] == list(range(len(lengths)))
+    cost = sum((end - start) * lengths[end - 1] for start, end in runs)
+    assert cost <= len(lengths) * max(lengths, default=0)

@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from fastapi import FastAPI
 from fastapi.responses import Response
@@ -29,7 +29,7 @@ from service.inputs import InputReader
 from service.metrics import Metrics
 from service.metrics_listener import metrics_listener
 from service.middleware import Observe
-from service.routes import classifiers, classify, embed, health, models, scrape
+from service.routes import classifiers, classify, embed, health, models, playground, scrape
 from service.security_headers import SecurityHeaders
 from service.served import BatchOptions
 from service.settings import Settings
@@ -73,6 +73,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.include_router(routes.router)
     if settings.metrics_port is None:
         app.include_router(scrape.router)
+    if settings.playground:
+        app.include_router(playground.router)
     _add_middleware(app, settings, services)
     return app
 
@@ -98,11 +100,17 @@ def _add_middleware(app: FastAPI, settings: Settings, services: Services) -> Non
     app.add_middleware(SecurityHeaders)
 
 
-def _metrics_port(services: Services) -> AbstractAsyncContextManager[object]:
-    settings = services.settings
-    if settings.metrics_port is None:
-        return nullcontext()
-    return metrics_listener(services.engine.metrics.registry, host=settings.host, port=settings.metrics_port)
+@asynccontextmanager
+async def _metrics_port(services: Services) -> AsyncIterator[None]:
+    settings, registry = services.settings, services.engine.metrics.registry
+    async with AsyncExitStack() as stack:
+        if settings.metrics_port is not None:
+            listener = metrics_listener(registry, host=settings.host, port=settings.metrics_port)
+            try:
+                await stack.enter_async_context(listener)
+            except OSError as error:
+                _cannot_start(services, OSError(f"METRICS_PORT {settings.metrics_port}: {error.strerror}"))
+        yield
 
 
 def _services(settings: Settings) -> Services:
@@ -176,8 +184,7 @@ async def _start(services: Services) -> None:
     except asyncio.CancelledError:
         raise
     except Exception as error:
-        _LOG.critical("cannot start: %s", error, exc_info=_LOG.isEnabledFor(logging.DEBUG))
-        _give_up(services, str(error))
+        _cannot_start(services, error)
 
 
 async def _supervise(services: Services) -> None:
@@ -187,6 +194,11 @@ async def _supervise(services: Services) -> None:
     _LOG.critical("the engine is dead: %s", "; ".join(failures))
     await asyncio.sleep(services.settings.drain_seconds)
     _give_up(services, failures[0])
+
+
+def _cannot_start(services: Services, error: Exception) -> None:
+    _LOG.critical("cannot start: %s", error, exc_info=_LOG.isEnabledFor(logging.DEBUG))
+    _give_up(services, str(error))
 
 
 def _give_up(services: Services, reason: str) -> None:

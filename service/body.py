@@ -16,6 +16,9 @@ Parsed = TypeVar("Parsed", bound=BaseModel)
 BodyKind = Literal["json", "form", "raw"]
 Fields = list[tuple[str, str | bytes]]
 
+# What pydantic calls the members of the unions in ``service.schemas``, between the names of fields.
+_BRANCHES = {"str", "LabelBody", "list[float]"}
+
 
 def body_kind(request: Request, *, accepted: Iterable[BodyKind] = ("json", "form", "raw")) -> BodyKind:
     """What the Content-Type says the body is.
@@ -69,9 +72,9 @@ async def read_form(request: Request, limit: int, *, max_files: int, max_fields:
         if "Too many" in error.message or "exceeded" in error.message:
             raise TooLargeError(f"body: {error.message}") from error
         raise MalformedBodyError(f"body: not a multipart form: {error.message}") from error
-    except KeyError as error:  # a Content-Type without boundary
-        raise MalformedBodyError("Content-Type: multipart/form-data needs a boundary") from error
     try:
+        if not parser.complete:
+            raise MalformedBodyError("body: the multipart form is cut off, its last boundary is missing")
         return [
             (name, part.file.read() if isinstance(part, UploadFile) else part)
             for name, part in form.multi_items()
@@ -109,15 +112,27 @@ def parse_fields(fields: Mapping[str, object], schema: type[Parsed]) -> Parsed:
 
 
 class _InMemoryParser(MultiPartParser):
-    """Starlette's parser, which otherwise would write files above 1 MB to the disk."""
+    """Starlette's parser, which otherwise would write files above 1 MB to the disk.
+
+    ``complete``: the form's last boundary was seen.
+    """
 
     spool_max_size = 2**40
+    complete = False
+
+    def on_part_begin(self) -> None:
+        super().on_part_begin()
+        # Starlette takes any of Python's codecs from the Content-Type; a form has no charset (RFC 7578).
+        self._charset = "utf-8"
+
+    def on_end(self) -> None:
+        self.complete = True
 
 
 async def _chunks(request: Request, limit: int) -> AsyncGenerator[bytes, None]:
     too_large = TooLargeError(f"body: is larger than the limit of {limit} bytes")
     declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > limit:
+    if declared.isdecimal() and int(declared) > limit:
         raise too_large
     received = 0
     async for chunk in request.stream():
@@ -128,7 +143,18 @@ async def _chunks(request: Request, limit: int) -> AsyncGenerator[bytes, None]:
 
 
 def _sentence(error: ValidationError) -> str:
-    """The first thing pydantic found, as ``field: what is wrong``; where a union failed, its first branch."""
-    first = error.errors(include_url=False, include_input=False)[0]
-    field = ".".join(str(part) for part in first["loc"]) or "body"
-    return f"{field}: {first['msg'].removeprefix('Value error, ')}"
+    """The first thing pydantic found, as ``field: what is wrong``.
+
+    Of a value that may be several things, what fits best is meant: the one in which the fault lies deepest.
+    """
+    first, *others = error.errors(include_url=False, include_input=False)
+    place = _field(first["loc"])
+    deeper = [one for one in others if _field(one["loc"]).startswith((f"{place}.", f"{place}["))]
+    meant = deeper[0] if deeper else first
+    return f"{_field(meant['loc']) or 'body'}: {meant['msg'].removeprefix('Value error, ')}"
+
+
+def _field(location: tuple[int | str, ...]) -> str:
+    """``("labels", 0, "LabelBody", "prompts")`` as ``labels[0].prompts``."""
+    parts = (part for part in location if part not in _BRANCHES)
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).removeprefix(".")

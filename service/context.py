@@ -23,6 +23,7 @@ from service.settings import Settings
 from service.timings import Timings
 
 _TIMEOUT_HEADER = "X-Request-Timeout-Ms"
+_LONGEST_TIMEOUT = 10**9 - 1  # milliseconds; the server's own limit holds long before
 
 
 @dataclass(kw_only=True)
@@ -95,8 +96,11 @@ def _seconds_allowed(request: Request, limit: float) -> float:
     given = request.headers.get(_TIMEOUT_HEADER)
     if given is None:
         return limit
-    if not (given.isascii() and given.isdigit() and 1 <= int(given) < 10**9):
-        raise InvalidRequestError(f"{_TIMEOUT_HEADER}: must be a whole number of milliseconds, at least 1")
+    # Digits are counted before they are read: thousands of them are no number to Python.
+    if not (given.isascii() and given.isdigit() and len(given) < 20 and 1 <= int(given) <= _LONGEST_TIMEOUT):
+        raise InvalidRequestError(
+            f"{_TIMEOUT_HEADER}: must be a whole number of milliseconds from 1 to {_LONGEST_TIMEOUT}"
+        )
     return min(limit, int(given) / 1000)
 
 

@@ -115,7 +115,7 @@ class InputReader:
             fields = await self._form(request)
             files = [self._file(part, "image") for name, part in fields if name == "image"]
             if not files:
-                raise InvalidRequestError("image: the form has no such file")
+                raise InvalidRequestError("image: the form has no part of this name")
         else:
             fields = _query(request.query_params)
             files = [self._file(await self._body(request), "body")]
@@ -212,7 +212,7 @@ class InputReader:
     async def _form(self, request: Request) -> Fields:
         limits = self.settings
         return await read_form(
-            request, limits.max_body_bytes, max_files=limits.max_items + 1, max_fields=_MAX_FIELDS
+            request, limits.max_body_bytes, max_files=limits.item_limit, max_fields=_MAX_FIELDS
         )
 
     def _picture(self, source: ImageSource, field: str) -> PictureSource:
@@ -233,7 +233,9 @@ class InputReader:
 
     def _file(self, part: str | bytes, field: str) -> Picture:
         if isinstance(part, str):
-            return InvalidRequestError(f"{field}: must be a file, not text")
+            return InvalidRequestError(
+                f"{field}: must be a file, but its part of the form has no filename, which makes it text"
+            )
         if len(part) > self.settings.max_image_bytes:
             return TooLargeError(
                 f"{field}: the picture has {len(part)} bytes,"
@@ -251,8 +253,8 @@ class InputReader:
         return text
 
     def _check_count(self, count: int, field: str) -> None:
-        if count > self.settings.max_items:
-            raise TooLargeError(f"{field}: {count} are given, at most {self.settings.max_items} are allowed")
+        if count > (limit := self.settings.item_limit):
+            raise TooLargeError(f"{field}: {count} are given, at most {limit} are allowed")
 
 
 def _decode(text: str, field: str) -> bytes:

@@ -70,7 +70,7 @@ class ClassifyBody(ClassifyOptions):
 class EmbedInput(_Body):
     """One thing to embed: a text or a picture."""
 
-    text: str | None = None
+    text: str | None = Field(None, description="May be empty: that is the embedding of a text without words.")
     image: ImageSource | None = None
 
     @model_validator(mode="after")

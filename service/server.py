@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 from collections.abc import Iterator
 from types import FrameType
 
@@ -17,13 +18,15 @@ from service.context import Services
 from service.settings import Settings
 
 _LOG = logging.getLogger("clipserve")
+_LAST_WORDS = 0.2  # seconds in which a request arrives on a connection that was just opened
 
 
 class Server(uvicorn.Server):
     """uvicorn, but told to stop it first says so at ``/health/ready``, and waits until that was seen.
 
-    uvicorn on its own closes its listeners at once on SIGTERM, and requests that a load balancer is
-    just sending are refused.
+    uvicorn on its own closes its listeners and idle connections at once on SIGTERM, and requests that a
+    client or load balancer is just sending are cut off. Here every answer of a draining server closes
+    its connection, so that clients leave between two requests.
     """
 
     def __init__(self, config: uvicorn.Config, services: Services) -> None:
@@ -48,9 +51,43 @@ class Server(uvicorn.Server):
             _LOG.warning("stopping at once")
             self.force_exit = True
         self._services.draining = True
-        at_once = number == signal.SIGINT or self.force_exit or self._services.failure
+        self._loop.call_soon_threadsafe(self._drain, number, frame)
+
+    def _drain(self, number: int, frame: FrameType | None) -> None:
+        farewell = (b"connection", b"close")
+        self.config.encoded_headers.append(farewell)  # uvicorn makes its headers from these once a second
+        self.server_state.default_headers.append(farewell)
+        known = self._services.ready and not self._services.failure  # nobody sends to what is not ready
+        at_once = number == signal.SIGINT or self.force_exit or not known
         delay = 0.0 if at_once else self._services.settings.drain_seconds
-        self._loop.call_soon_threadsafe(self._loop.call_later, delay, self.handle_exit, number, frame)
+        self._loop.call_later(delay, self.handle_exit, number, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen no more; close connections only when what is on its way there has been answered."""
+        if not self.force_exit:
+            for connected in self._stop_listening():
+                await self._loop.connect_accepted_socket(self._protocol, connected)
+            await asyncio.sleep(_LAST_WORDS)
+        await super().shutdown(sockets)
+
+    def _stop_listening(self) -> list[socket.socket]:
+        """Close the listeners; gives the connections that waited there, which the system would reset."""
+        waited: list[socket.socket] = []
+        for server in self.servers:
+            listeners = [socket.socket(fileno=os.dup(one.fileno())) for one in server.sockets]
+            server.close()
+            for listener in listeners:
+                with listener, contextlib.suppress(BlockingIOError):
+                    listener.setblocking(False)
+                    while True:
+                        waited.append(listener.accept()[0])
+        return waited
+
+    def _protocol(self) -> asyncio.Protocol:
+        """What uvicorn makes for a connection."""
+        return self.config.http_protocol_class(  # type: ignore[call-arg]
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
 
 
 def run(app: FastAPI, settings: Settings) -> int:

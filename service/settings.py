@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Literal
@@ -77,8 +78,10 @@ class Settings(BaseSettings):
         (), description="Origins whose web pages may ask, such as https://a.com, or *; default: none."
     )
 
+    playground: bool = Field(True, description="Serve the playground, a page to try the server, at /.")
+
     drain_seconds: float = Field(
-        0.0, ge=0, description="Seconds between SIGTERM, when readiness turns 503, and closing the port."
+        3.0, ge=0, description="Seconds between SIGTERM, when readiness turns 503, and closing the port."
     )
 
     urls: Annotated[tuple[str, ...], NoDecode] = Field(
@@ -96,7 +99,9 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(32 * 2**20, ge=1, description="Bytes of a request body.")
     max_image_bytes: int = Field(16 * 2**20, ge=1, description="Bytes of one picture file.")
     max_pixels: int = Field(50_000_000, ge=1, description="Width times height of one picture.")
-    max_items: int = Field(128, ge=1, description="Pictures and texts in one request.")
+    max_items: int = Field(
+        128, ge=1, description="Pictures and texts in one request; MAX_QUEUE bounds them too."
+    )
     max_labels: int = Field(10_000, ge=1, description="Labels in one request.")
     max_classifier_labels: int = Field(100_000, ge=1, description="Labels of a named classifier.")
     max_prompts: int = Field(100_000, ge=1, description="Prompts that one request may need for its labels.")
@@ -233,6 +238,11 @@ class Settings(BaseSettings):
         return None if self.admin_key is None else parse_admin_key(self.admin_key.get_secret_value())
 
     @property
+    def item_limit(self) -> int:
+        """Items in one request; one of more than the queue takes would be told to try again for ever."""
+        return min(self.max_items, self.max_queue)
+
+    @property
     def models_folder(self) -> Path:
         """Where models are looked for, apart from the embedded one."""
         return self.models_dir or self.home.expanduser() / "models"
@@ -258,6 +268,16 @@ class Settings(BaseSettings):
     def classifiers_folder(self) -> Path:
         """Where named classifiers are kept."""
         return self.classifiers_dir or self.home.expanduser() / "classifiers"
+
+
+def unknown_variables() -> dict[str, str | None]:
+    """Variables that look like settings and are none, each with the setting that was perhaps meant."""
+    from difflib import get_close_matches
+
+    prefix = str(Settings.model_config["env_prefix"])
+    known = {f"{prefix}{name.upper()}" for name in Settings.model_fields}
+    unknown = sorted(name for name in os.environ if name.startswith(prefix) and name not in known)
+    return {name: next(iter(get_close_matches(name, known, 1, 0.8)), None) for name in unknown}
 
 
 def _split(value: str) -> tuple[str, ...]:

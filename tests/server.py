@@ -36,6 +36,7 @@ class Server:
             "inference_threads": 2,
             "decode_threads": 2,
             "access_log": False,
+            "drain_seconds": 0,
         } | settings
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(

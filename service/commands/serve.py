@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from service.settings import Settings
+from service.settings import Settings, unknown_variables
 
 
 def register(app: typer.Typer) -> None:
@@ -39,6 +40,9 @@ def serve(
     given: dict[str, Any] = {"host": host, "port": port, "models": tuple(model) if model else None}
     settings = Settings(**{name: value for name, value in given.items() if value is not None})
     configure_logging(level=settings.log_level, style=settings.log_format)
+    for name, meant in unknown_variables().items():
+        hint = f"; did you mean {meant}?" if meant else ""
+        logging.getLogger("clipserve").warning("%s is no setting and is ignored%s", name, hint)
     raise typer.Exit(run(create_app(settings), settings))
 
 

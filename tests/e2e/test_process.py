@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import signal
@@ -132,13 +133,51 @@ def test_a_damaged_model_is_not_served(home: Path) -> None:
         assert "image.onnx does not match its SHA-256" in server.log
 
 
-def test_a_port_that_is_taken_ends_it_with_1(home: Path) -> None:
+@pytest.mark.parametrize("setting", ["port", "metrics_port"])
+def test_a_port_that_is_taken_ends_it_with_1(home: Path, setting: str) -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as taken,
-        started_server(home, port=taken.getsockname()[1]) as server,
+        started_server(home, **{setting: taken.getsockname()[1]}) as server,
     ):
         assert server.wait() == 1
-        assert "address already in use" in server.log
+        assert "address already in use" in server.log.lower()
+        assert "Traceback" not in server.log
+
+
+def test_a_misspelt_variable_is_pointed_out(home: Path) -> None:
+    with running_server(home, max_queu=5) as server:
+        assert (
+            "CLIPSERVE_MAX_QUEU is no setting and is ignored; did you mean CLIPSERVE_MAX_QUEUE?" in server.log
+        )
+
+
+async def test_it_stops_under_load_without_cutting_a_request_off(home: Path) -> None:
+    """Every request that was sent is answered, on kept and on new connections; later ones are refused."""
+    with started_server(home, drain_seconds=0.5) as server:
+        server.wait_until_ready()
+        url, cut_off, answered = server.url(), [], 0
+
+        async def ask(client: httpx.AsyncClient, headers: dict[str, str]) -> None:
+            nonlocal answered
+            while True:
+                try:
+                    answer = await client.post(f"{url}/classify", json=BODY, headers=headers)
+                except httpx.ConnectError:
+                    return
+                except httpx.TransportError as error:
+                    cut_off.append(repr(error))
+                    return
+                assert answer.status_code == 200
+                answered += 1
+
+        async with httpx.AsyncClient(timeout=20) as client, asyncio.TaskGroup() as group:
+            for number in range(24):
+                group.create_task(ask(client, {"connection": "close"} if number % 2 else {}))
+            await asyncio.sleep(0.5)
+            server.process.send_signal(signal.SIGTERM)
+        assert server.wait(seconds=10) == 0
+    assert answered > 100
+    assert cut_off == []
 
 
 TORCH_FREE = """

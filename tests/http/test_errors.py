@@ -32,6 +32,8 @@ def file(data: bytes) -> tuple[str, str, dict[str, Any]]:
 
 OK_FILE = ("image", ("cat.png", png(), "image/png"))
 
+CUT_OFF = b'--b\r\nContent-Disposition: form-data; name="labels"\r\n\r\na\r\n--b'
+
 REFUSALS: list[tuple[tuple[str, str, dict[str, Any]], int, str, str]] = [
     # 400
     (raw(b"{", "application/json"), 400, "malformed_body", "body: "),
@@ -39,6 +41,8 @@ REFUSALS: list[tuple[tuple[str, str, dict[str, Any]], int, str, str]] = [
     (raw(b'{"labels": ["\xff"]}', "application/json"), 400, "malformed_body", "body: "),
     (raw(b'{"labels": ["\\ud800"]}', "application/json"), 400, "malformed_body", "hex escape"),
     (raw(b"x", "multipart/form-data"), 400, "malformed_body", "boundary"),
+    (raw(CUT_OFF, "multipart/form-data; boundary=b"), 400, "malformed_body", "is cut off, its last boundary"),
+    (raw(b"--b\r\n", "multipart/form-data; boundary=b"), 400, "malformed_body", "is cut off"),
     (raw(b"x", "multipart/form-data; boundary=b"), 400, "malformed_body", "body: not a multipart form"),
     # 404
     (classify(model="gpt"), 404, "unknown_model", "'gpt' is loaded; loaded models: toy"),
@@ -93,10 +97,10 @@ REFUSALS: list[tuple[tuple[str, str, dict[str, Any]], int, str, str]] = [
         ("POST", "/classify", {"files": [("image", (None, "text")), ("labels", (None, "a"))]}),
         422,
         "invalid_request",
-        "image: must be a file, not text",
+        "image: must be a file, but its part of the form has no filename",
     ),
     (embed(), 422, "invalid_request", "inputs: "),
-    (embed({}), 422, "invalid_request", "inputs.0: give exactly one of text, image"),
+    (embed({}), 422, "invalid_request", "inputs[0]: give exactly one of text, image"),
     (embed({"text": "a"}, encoding="hex"), 422, "invalid_request", "encoding: "),
     (embed({"text": "a"}, truncate="start"), 422, "invalid_request", "truncate: "),
     (("POST", "/embed", {"files": [("x", b"y")]}), 422, "invalid_request", "x: "),
@@ -119,9 +123,21 @@ REFUSALS: list[tuple[tuple[str, str, dict[str, Any]], int, str, str]] = [
     (classify(labels=["a" * 4097]), 422, "invalid_labels", "labels[0]: has 4097 characters, at most 4096"),
     (classify(labels=None), 422, "invalid_request", "labels, classifier: give exactly one"),
     (classify(classifier="pets"), 422, "invalid_request", "labels, classifier: give exactly one"),
-    (classify(labels=[7]), 422, "invalid_request", "labels.0"),
+    (classify(labels=[7]), 422, "invalid_request", "labels[0]: Input should be a valid string"),
     (classify(labels="a"), 422, "invalid_request", "labels: "),
-    (classify(labels=[{"label": "a", "prompts": []}]), 422, "invalid_request", "labels.0"),
+    (
+        classify(labels=["a", {"label": "b", "prompts": []}]),
+        422,
+        "invalid_request",
+        "labels[1].prompts: List should have at least 1 item",
+    ),
+    (classify(labels=[{"label": "a", "str": 1}]), 422, "invalid_request", "labels[0]"),
+    (
+        classify(image={"embedding": ["x"]}),
+        422,
+        "invalid_request",
+        "image.embedding[0]: Input should be a valid number",
+    ),
     (classify(templates=[]), 422, "invalid_templates", "templates: at least one"),
     (classify(templates=["a photo"]), 422, "invalid_templates", "templates[0]: must contain {label}"),
     (classify(templates=["a {label}", "a {label}"]), 422, "invalid_templates", "templates[1]: the same"),
@@ -213,9 +229,14 @@ LIMITS: list[tuple[dict[str, Any], tuple[str, str, dict[str, Any]], str, str]] =
         {"max_items": 2},
         ("POST", "/classify", {"files": [OK_FILE] * 3, "data": {"labels": "a"}}),
         "too_large",
+        "body: Too many files. Maximum number of files is 2.",
+    ),
+    (
+        {"max_items": 9, "max_queue": 2},
+        classify(image=None, images=[IMAGE] * 3),
+        "too_large",
         "images: 3 are given, at most 2 are allowed",
     ),
-    ({"max_items": 2}, ("POST", "/classify", {"files": [OK_FILE] * 9}), "too_large", "body: Too many files"),
     ({"max_items": 2}, embed(*[{"text": "a"}] * 3), "too_large", "inputs: 3 are given, at most 2"),
     ({"max_labels": 1}, classify(), "too_many_labels", "labels: 2 are given, at most 1"),
     (
@@ -273,6 +294,27 @@ async def test_a_body_without_a_length_is_counted_as_it_comes(tmp_path: Path) ->
             client, "POST", "/classify", content=endless(), headers={"content-type": "application/json"}
         )
         assert (problem["status"], problem["code"]) == (413, "too_large")
+
+
+@pytest.mark.parametrize("given", ["0", "-1", "1.5", "", "1e3", str(10**9), "9" * 5000, "²"])
+async def test_a_timeout_must_be_milliseconds_within_bounds(client: Client, given: str) -> None:
+    method, path, request = classify()
+    headers = {"X-Request-Timeout-Ms": given.encode("latin-1")}
+    problem = await refused(client, method, path, **request, headers=headers)
+    assert (problem["status"], problem["code"]) == (422, "invalid_request")
+    assert "X-Request-Timeout-Ms: must be a whole number of milliseconds from 1 to 999999999" in str(problem)
+
+
+@pytest.mark.parametrize(
+    "charset", ["undefined", "idna", "unicode_escape", "base64", "utf-16", "no-such-one"]
+)
+async def test_a_form_is_utf8_whatever_its_charset(client: Client, charset: str) -> None:
+    body = b'--b\r\nContent-Disposition: form-data; name="text"\r\n\r\n\\ud800 caf\xc3\xa9\r\n--b--\r\n'
+    kind = f"multipart/form-data; boundary=b; charset={charset}"
+    answer = await client.post("/embed", content=body, headers={"content-type": kind})
+    plain = await client.post("/embed", json={"inputs": [{"text": "\\ud800 café"}]})
+    assert answer.status_code == plain.status_code == 200
+    assert answer.json() == plain.json()
 
 
 async def test_an_admin_key_must_match(tmp_path: Path) -> None:

@@ -53,10 +53,12 @@ async def test_over_capacity_is_429_and_costs_no_decoding(tmp_path: Path) -> Non
 
 async def test_a_request_of_more_items_than_places_left_is_429(tmp_path: Path) -> None:
     async with serving(tmp_path, max_queue=3) as client:
-        method, path, request = classify(image=None, images=[IMAGE] * 4)
-        problem = await refused(client, method, path, **request)
-        assert (problem["status"], problem["code"]) == (429, "queue_full")
-        assert client.services.admission.taken == 0
+        method, path, request = classify(image=None, images=[IMAGE] * 3)
+        with client.services.admission.reserve():
+            problem = await refused(client, method, path, **request)
+            assert (problem["status"], problem["code"]) == (429, "queue_full")
+            assert client.services.admission.taken == 1
+        assert (await client.request(method, path, **request)).status_code == 200
 
 
 async def test_a_passed_deadline_is_504_and_frees_its_places(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from service.settings import Settings
+from service.settings import Settings, unknown_variables
 
 
 @pytest.fixture(autouse=True)
@@ -75,6 +75,17 @@ def test_a_wrong_value_names_field_and_limit(
         Settings()
     assert [error["loc"] for error in refusal.value.errors()] == [(name,)]
     assert says in str(refusal.value)
+
+
+def test_variables_that_are_no_settings_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLIPSERVE_PORT", "9000")
+    assert unknown_variables() == {}
+    monkeypatch.setenv("CLIPSERVE_MAX_QUEU", "9")
+    monkeypatch.setenv("CLIPSERVE_COLOUR_OF_THE_SKY", "blue")
+    assert unknown_variables() == {
+        "CLIPSERVE_COLOUR_OF_THE_SKY": None,
+        "CLIPSERVE_MAX_QUEU": "CLIPSERVE_MAX_QUEUE",
+    }
 
 
 def test_every_setting_explains_itself() -> None:

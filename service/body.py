@@ -6,15 +6,13 @@ from collections.abc import AsyncGenerator, Iterable, Mapping
 from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
-from starlette.datastructures import UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from service.errors import InvalidRequestError, MalformedBodyError, TooLargeError, UnsupportedBodyError
+from service.forms import Fields, FormReader
 
 Parsed = TypeVar("Parsed", bound=BaseModel)
 BodyKind = Literal["json", "form", "raw"]
-Fields = list[tuple[str, str | bytes]]
 
 # What pydantic calls the members of the unions in ``service.schemas``, between the names of fields.
 _BRANCHES = {"str", "LabelBody", "list[float]"}
@@ -57,30 +55,10 @@ async def read_form(request: Request, limit: int, *, max_files: int, max_fields:
 
     Raises:
         TooLargeError: body, files or fields are over a limit.
-        MalformedBodyError: it is no multipart form.
+        MalformedBodyError: it is no multipart form, or not the whole of one.
     """
-    parser = _InMemoryParser(
-        request.headers,
-        _chunks(request, limit),
-        max_files=max_files,
-        max_fields=max_fields,
-        max_part_size=limit,
-    )
-    try:
-        form = await parser.parse()
-    except MultiPartException as error:
-        if "Too many" in error.message or "exceeded" in error.message:
-            raise TooLargeError(f"body: {error.message}") from error
-        raise MalformedBodyError(f"body: not a multipart form: {error.message}") from error
-    try:
-        if not parser.complete:
-            raise MalformedBodyError("body: the multipart form is cut off, its last boundary is missing")
-        return [
-            (name, part.file.read() if isinstance(part, UploadFile) else part)
-            for name, part in form.multi_items()
-        ]
-    finally:
-        await form.close()
+    reader = FormReader(request.headers.get("content-type", ""), max_files=max_files, max_fields=max_fields)
+    return await reader.read(_chunks(request, limit))
 
 
 def parse_json(body: bytes, schema: type[Parsed]) -> Parsed:
@@ -109,24 +87,6 @@ def parse_fields(fields: Mapping[str, object], schema: type[Parsed]) -> Parsed:
         return schema.model_validate(fields)
     except ValidationError as error:
         raise InvalidRequestError(_sentence(error)) from error
-
-
-class _InMemoryParser(MultiPartParser):
-    """Starlette's parser, which otherwise would write files above 1 MB to the disk.
-
-    ``complete``: the form's last boundary was seen.
-    """
-
-    spool_max_size = 2**40
-    complete = False
-
-    def on_part_begin(self) -> None:
-        super().on_part_begin()
-        # Starlette takes any of Python's codecs from the Content-Type; a form has no charset (RFC 7578).
-        self._charset = "utf-8"
-
-    def on_end(self) -> None:
-        self.complete = True
 
 
 async def _chunks(request: Request, limit: int) -> AsyncGenerator[bytes, None]:

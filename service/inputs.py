@@ -20,9 +20,10 @@ from starlette.requests import Request
 
 from models.manifest import Activation
 from prompts.labels import Label
-from service.body import Fields, body_kind, parse_fields, parse_json, read_body, read_form
+from service.body import body_kind, parse_fields, parse_json, read_body, read_form
 from service.errors import InvalidRequestError, RequestError, TooLargeError, UrlForbiddenError
 from service.fetch import ByteBudget, PictureFetcher
+from service.forms import Fields
 from service.schemas import (
     ClassifierBody,
     ClassifyBody,

@@ -229,7 +229,7 @@ LIMITS: list[tuple[dict[str, Any], tuple[str, str, dict[str, Any]], str, str]] =
         {"max_items": 2},
         ("POST", "/classify", {"files": [OK_FILE] * 3, "data": {"labels": "a"}}),
         "too_large",
-        "body: Too many files. Maximum number of files is 2.",
+        "body: the form has more than 2 files, which is the limit",
     ),
     (
         {"max_items": 9, "max_queue": 2},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from rich.table import Table
 
 from benchmarks import plan
 from benchmarks.in_process import BATCH, BOTH, DECODE, DECODING, ENCODE, OPEN_CLIP
+from benchmarks.in_turn import IN_TURN
 from benchmarks.measurements import Key, Measurements, Spread
 
 _LIMIT = "decode+encode limit"
@@ -67,7 +68,7 @@ def ratios(found: Measurements, cores: int) -> list[Ratio]:
 
 def _against_the_limit(found: Measurements, subject: str, cores: int) -> Iterator[Ratio]:
     """The limit is 1 / (1 / encoder rate + decode seconds / cores), all cores busy and nothing else done."""
-    encoder = _encoder(found, subject, "rate", max)
+    encoder = _encoder_rates(found, subject)
     decode = _values(found, DECODING, DECODE, 1, "rate")
     limit = [1 / (1 / fast + 1 / (one * cores)) for fast, one in zip(encoder, decode, strict=True)]
     yield _line(subject, _LIMIT, "", limit, " pictures/s")
@@ -82,13 +83,8 @@ def _against_the_limit(found: Measurements, subject: str, cores: int) -> Iterato
 
 
 def _latency(found: Measurements, subject: str, _: int) -> Iterator[Ratio]:
-    decode = _values(found, DECODING, DECODE, 1, "p50_ms")
-    encode = _encoder(found, subject, "p50_ms", min)
+    yield _line(subject, IN_TURN, "≤ 2 ms", _values(found, subject, IN_TURN, 1, "extra_ms"), " ms")
     for measure in (plan.RAW, plan.FORM):
-        alone = _values(found, subject, measure, 1, "p50_ms")
-        extra = [p50 - one - other for p50, one, other in zip(alone, decode, encode, strict=True)]
-        what = f"{measure}, p50 at 1 client less (decode + bare encode of one)"
-        yield _line(subject, what, "≤ 2 ms", extra, " ms")
         crowded = (_values(found, subject, measure, 64, name) for name in ("p99_ms", "p50_ms"))
         yield _line(subject, f"{measure}, p99 ÷ p50 at 64 clients", "≤ 1.5", _over(*crowded))
 
@@ -120,13 +116,11 @@ _RATIOS: tuple[Callable[[Measurements, str, int], Iterator[Ratio]], ...] = (
 )
 
 
-def _encoder(
-    found: Measurements, subject: str, figure: str, best: Callable[[Iterable[float]], float]
-) -> list[float]:
-    """The best a repeat gave, whichever the batch, as served or with nothing set."""
+def _encoder_rates(found: Measurements, subject: str) -> list[float]:
+    """The best each repeat gave, whichever the batch, as served or with nothing set."""
     keys = [key for name in (subject, f"bare {subject}") for key in found.of_subject(name)]
-    columns = [found.repeats(key, figure) for key in keys if key.measure == ENCODE]
-    return [best(values) for values in zip(*columns, strict=True)]
+    columns = [found.repeats(key, "rate") for key in keys if key.measure == ENCODE]
+    return [max(values) for values in zip(*columns, strict=True)]
 
 
 def _values(found: Measurements, subject: str, measure: str, width: int, figure: str) -> list[float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 
@@ -14,11 +15,12 @@ from benchmarks import plots, report
 from benchmarks.client import Generator, generator
 from benchmarks.conditions import conditions, cores_used_by_others, folder_name
 from benchmarks.in_process import apart, bare_session, decoding, encoders, open_clip_classifier
+from benchmarks.in_turn import in_turn
 from benchmarks.measurements import Key, Measurements
 from benchmarks.over_http import build_classifier, clipserve, home_with_classifiers
 from benchmarks.pictures import labels
 from benchmarks.plan import BUILD, FULL, QUICK, START, Plan
-from benchmarks.processes import exit_when_terminated
+from benchmarks.processes import Server, exit_when_terminated
 from benchmarks.subjects import Configuration, configurations, prepare_model
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -73,6 +75,10 @@ class _Bench:
             generator() as clients,
             home_with_classifiers(self._models, self._plan.classifier_sizes) as home,
         ):
+            for one in self.configurations:  # compile, unmeasured: a cache that is warm is what users have
+                self._console.log(f"first start of {one.name}")
+                with self._server(one, home):
+                    pass
             for repeat in range(self._plan.repeats):
                 for what, figures in self._steps(clients, home, repeat):
                     self._console.log(f"repeat {repeat + 1} of {self._plan.repeats}: {what}")
@@ -102,16 +108,21 @@ class _Bench:
         sweeps = list(plan.sweeps)
         if configuration is self.configurations[-1]:
             sweeps += plan.further_sweeps
-        log = self._var / "bench-logs" / f"{name.replace(' ', '-')}.log"
-        with clipserve(self._models, configuration, home, log) as server:
+        with self._server(configuration, home) as server:
             yield Key(name, START), {"seconds": server.start_seconds}
             plan.warm_up(clients, server)
+            inputs = (self._models, configuration, server.port, plan.pictures, 4 * plan.seconds)
+            yield from apart(in_turn, *inputs)
             for sweep in sweeps:
                 for width, figures in sweep.run(clients, server, plan.seconds):
                     yield Key(name, sweep.measure, width), figures
             names = self._new_names(configuration, repeat)
             seconds = build_classifier(server, names, "openai-imagenet")
             yield Key(name, BUILD), {"rate": len(names) * _TEMPLATES / seconds}
+
+    def _server(self, configuration: Configuration, home: Path) -> AbstractContextManager[Server]:
+        log = self._var / "bench-logs" / f"{configuration.name.replace(' ', '-')}.log"
+        return clipserve(self._models, configuration, home, log)
 
     def _new_names(self, configuration: Configuration, repeat: int) -> list[str]:
         """Classes that were never built before: servers share a home, and what one built the next knows."""

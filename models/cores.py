@@ -21,6 +21,16 @@ def available_cores() -> int:
     return max(1, min(affinity, math.ceil(quota)) if quota else affinity)
 
 
+def inference_threads(asked: int = 0) -> int:
+    """Threads for a runtime; 0 leaves their number to the runtime.
+
+    Runtimes know best how many threads a whole machine takes (ONNX Runtime leaves hyper-threads out), and
+    know nothing of quotas: held to a part of the machine, they are told how large it is.
+    """
+    cores = available_cores()
+    return asked or (cores if cores < (os.cpu_count() or 1) else 0)
+
+
 def _cgroup_quota() -> float | None:
     """The CPU quota in cores, or None where there is none; cgroup v2 first, then v1."""
     try:

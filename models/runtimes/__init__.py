@@ -21,8 +21,8 @@ class RuntimeOptions:
     """How graphs are to be run.
 
     ``precision`` is what a runtime computes in, whatever the weights are stored in. ``threads`` is per
-    session; 0 lets the runtime choose. ``cache_dir`` keeps compiled graphs and the verdicts of
-    ``models.selection``. ``runtime`` "auto" is resolved there; here it means the reference, ONNX Runtime.
+    session; 0: see ``models.cores.inference_threads``. ``cache_dir`` keeps compiled graphs and the verdicts
+    of ``models.selection``. ``runtime`` "auto" is resolved there; here it means the reference, ONNX Runtime.
     """
 
     runtime: RuntimeName = "auto"

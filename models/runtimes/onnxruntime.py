@@ -10,6 +10,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from models.cores import inference_threads
 from models.errors import ManifestError, RuntimeUnavailableError
 from models.runtimes import RuntimeOptions
 
@@ -102,7 +103,7 @@ def _session(path: Path, options: RuntimeOptions, provider: str) -> ort.Inferenc
 
 def _session_options(options: RuntimeOptions) -> ort.SessionOptions:
     chosen = ort.SessionOptions()
-    chosen.intra_op_num_threads = options.threads
+    chosen.intra_op_num_threads = inference_threads(options.threads)
     chosen.inter_op_num_threads = 1
     chosen.log_severity_level = 3
     # Threads that spin between batches would take the cores that decode the next pictures.

@@ -11,6 +11,7 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
+from models.cores import inference_threads
 from models.errors import ManifestError, RuntimeUnavailableError
 from models.runtimes import RuntimeOptions
 
@@ -115,8 +116,8 @@ def _compile(path: Path, options: RuntimeOptions, precision: str, *, hint: str) 
         # Pinned to cores, its threads would wait for the decoders that run there.
         "ENABLE_CPU_PINNING": False,
     }
-    if options.threads:
-        settings["INFERENCE_NUM_THREADS"] = options.threads
+    if threads := inference_threads(options.threads):
+        settings["INFERENCE_NUM_THREADS"] = threads
     if options.cache_dir is not None:
         options.cache_dir.mkdir(parents=True, exist_ok=True)
         settings["CACHE_DIR"] = str(options.cache_dir)

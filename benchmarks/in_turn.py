@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from http.client import HTTPConnection
 from itertools import cycle
 from pathlib import Path
@@ -32,12 +33,8 @@ def in_turn(
     began, pieces = time.perf_counter(), cycle(pictures)
     while len(pairs) < 2 * _WARM_UP or time.perf_counter() - began < seconds:
         picture = next(pieces)
-        pairs.append(
-            (
-                _milliseconds(lambda picture=picture: _ask(connection, picture)),
-                _milliseconds(lambda picture=picture: model.encode_images([picture])),
-            )
-        )
+        served = _milliseconds(partial(_ask, connection, picture))
+        pairs.append((served, _milliseconds(partial(model.encode_images, [picture]))))
     connection.close()
     model.close()
     pairs = pairs[_WARM_UP:]

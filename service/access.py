@@ -25,7 +25,8 @@ class Caller:
 class Access:
     """Lets a request pass that carries a key: ``Authorization: Bearer KEY`` or ``X-API-Key: KEY``.
 
-    Without API keys all requests pass. ``/health/`` is open to all, ``/metrics`` if the settings say so.
+    Without API keys all requests pass. ``/health/`` is open to all, ``/metrics`` if the settings say so, and
+    the files of the playground: it is where a browser's user gives the key.
     """
 
     def __init__(self, app: ASGIApp, *, settings: Settings) -> None:
@@ -35,13 +36,21 @@ class Access:
         self._ring = KeyRing(api_keys + ((admin,) if admin else ()))
         self._needs_key = bool(api_keys)
         self._open = ("/health/", "/metrics") if settings.metrics_access == "open" else ("/health/",)
+        self._shows_page = settings.playground
         self._buckets = {key.name: bucket for key in api_keys if (bucket := _bucket(settings))}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request; who it is from is put into the scope as ``caller``."""
-        if scope["type"] == "http" and not scope["path"].startswith(self._open):
+        if scope["type"] == "http" and not self._is_open(scope):
             scope["caller"] = self._admit(scope)
         await self._app(scope, receive, send)
+
+    def _is_open(self, scope: Scope) -> bool:
+        path: str = scope["path"]
+        if path.startswith(self._open):
+            return True
+        reads_page = path == "/" or path.startswith("/playground/")
+        return self._shows_page and reads_page and scope["method"] in {"GET", "HEAD"}
 
     def _admit(self, scope: Scope) -> Caller | None:
         secret = _secret(scope)

@@ -15,7 +15,7 @@ _PAGES = [*_ALWAYS, (b"content-security-policy", b"frame-ancestors 'none'")]
 
 
 class SecurityHeaders:
-    """Adds the headers to every answer, whoever made it."""
+    """Adds the headers to every answer, whoever made it; what an answer says itself stands."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -29,7 +29,8 @@ class SecurityHeaders:
 
         async def send_secured(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], *headers]
+                said = {name for name, _ in message["headers"]}
+                message["headers"] = [*message["headers"], *(one for one in headers if one[0] not in said)]
             await send(message)
 
         await self._app(scope, receive, send_secured)

@@ -1,0 +1,252 @@
+/** The playground: joins the views, and scores again whenever pictures, labels, model or prompts change. */
+
+import { Api, Refusal } from "./api.js";
+import { Bars } from "./bars.js";
+import { announce, find, percent, plural } from "./dom.js";
+import { Gallery, tellOf } from "./gallery.js";
+import { showHeatMap } from "./heat_map.js";
+import { Labels } from "./labels.js";
+import { Pictures } from "./pictures.js";
+import { Prompts } from "./prompts.js";
+import { asCurl, asPython, copy } from "./snippets.js";
+
+const atOnce = 32; // embeddings in one request
+const writers = { curl: asCurl, python: asPython };
+
+class Playground {
+  #api = new Api((isWrong) => askKey(isWrong));
+  #pictures = new Pictures(this.#api, () => this.#update());
+  #labels = new Labels(() => this.#update());
+  #prompts = new Prompts(() => this.#update());
+  #bars = new Bars();
+  #model = find("model");
+  #models = new Map();
+  #gallery;
+  #selected = null;
+  #scores = new Map(); // picture → predictions
+  #asked = ""; // what the scores answer, or will
+  #request = null;
+  #problem = null;
+  #note = "";
+  #language = "curl";
+
+  constructor() {
+    this.#gallery = new Gallery(this.#pictures, {
+      add: (files, options) => this.#add(files, options),
+      select: (picture) => this.#choose(picture),
+      remove: (picture) => this.#remove(picture),
+      clear: () => this.#clear(),
+      suggest: (labels) => this.#labels.all.length === 0 && this.#labels.add(labels),
+    });
+    this.#model.addEventListener("change", () => this.#update());
+    find("retry").addEventListener("click", () => this.#retry());
+    for (const button of document.querySelectorAll("[data-language]")) {
+      button.addEventListener("click", () => this.#copy(button));
+    }
+  }
+
+  async start() {
+    try {
+      const [models, sets] = await Promise.all([this.#api.models(), this.#api.templateSets()]);
+      this.#models = new Map(models.models.filter(({ loaded }) => loaded).map((model) => [model.name, model]));
+      this.#model.replaceChildren(...[...this.#models.keys()].map((name) => new Option(name)));
+      this.#model.value = models.default;
+      this.#prompts.offer(sets);
+      this.#problem = null;
+    } catch (error) {
+      this.#problem = messageOf(error);
+    }
+    this.#update();
+  }
+
+  get #isStarted() {
+    return this.#model.value !== "";
+  }
+
+  #add(files, options) {
+    const outcome = this.#pictures.add(files, options);
+    this.#selected = outcome.added[0] ?? this.#selected;
+    tellOf(outcome);
+    this.#update();
+  }
+
+  #choose(picture) {
+    this.#selected = picture;
+    this.#show();
+    this.#announceBest();
+  }
+
+  #remove(picture) {
+    const place = this.#pictures.all.indexOf(picture);
+    this.#pictures.remove(picture);
+    if (picture === this.#selected) this.#selected = this.#pictures.all[Math.max(0, place - 1)] ?? null;
+    announce(`${picture.name} removed`);
+    this.#update();
+  }
+
+  #clear() {
+    this.#pictures.clear();
+    this.#selected = null;
+    announce("All pictures removed");
+    this.#update();
+  }
+
+  #retry() {
+    this.#problem = null;
+    this.#asked = "";
+    this.#pictures.forgive();
+    if (this.#isStarted) this.#update();
+    else this.start();
+  }
+
+  #update() {
+    if (this.#isStarted) {
+      this.#pictures.encode(this.#model.value);
+      this.#score();
+    }
+    this.#show();
+  }
+
+  /** Scores every picture that has an embedding; none is encoded for it. A later call overtakes this one. */
+  async #score() {
+    const options = { labels: this.#labels.all, model: this.#model.value, ...this.#prompts.options };
+    const pictures = this.#ready;
+    const asked = JSON.stringify([options, pictures.map(({ address }) => address)]);
+    if (asked === this.#asked) return;
+    this.#asked = asked;
+    this.#request?.abort();
+    this.#request = new AbortController();
+    this.#problem = null;
+    if (pictures.length === 0 || options.labels.length === 0) {
+      this.#scores = new Map();
+      return;
+    }
+    try {
+      const began = performance.now();
+      const { scores, activation } = await this.#classify(pictures, options, this.#request.signal);
+      this.#scores = scores;
+      const time = `${Math.max(1, Math.round(performance.now() - began))} ms`;
+      this.#note = `${activation} over ${plural(options.labels.length, "label")}, ${time}`;
+      this.#announceBest();
+    } catch (error) {
+      if (error.name === "AbortError") return;
+      this.#problem = messageOf(error);
+      this.#scores = new Map();
+    }
+    this.#show();
+  }
+
+  async #classify(pictures, options, signal) {
+    const scores = new Map();
+    let activation = "";
+    for (let start = 0; start < pictures.length; start += atOnce) {
+      const some = pictures.slice(start, start + atOnce);
+      const embeddings = some.map(({ embeddings }) => embeddings.get(options.model));
+      const answer = await this.#api.classify(embeddings, options, signal);
+      answer.results.forEach(({ predictions }, place) => scores.set(some[place], predictions));
+      activation = answer.activation;
+    }
+    return { scores, activation };
+  }
+
+  get #ready() {
+    return this.#pictures.all.filter(({ embeddings }) => embeddings.get(this.#model.value));
+  }
+
+  #announceBest() {
+    const best = this.#scores.get(this.#selected)?.[0];
+    if (best) announce(`${this.#selected.name}: ${best.label}, ${percent(best.score)}`);
+  }
+
+  #show() {
+    const predictions = this.#scores.get(this.#selected) ?? [];
+    this.#gallery.show(this.#selected, this.#model.value);
+    this.#prompts.show(predictions[0]?.label ?? this.#labels.all[0]);
+    this.#bars.show(predictions);
+    this.#showState(predictions.length > 0);
+    this.#showCode();
+    const { runtime, provider, runtime_precision: precision } = this.#models.get(this.#model.value) ?? {};
+    find("model-note").textContent = [runtime, provider, precision].filter(Boolean).join(", ");
+    const rows = this.#ready
+      .filter((picture) => this.#scores.has(picture))
+      .map((picture) => ({ picture, predictions: this.#scores.get(picture) }));
+    const labels = rows[0]?.predictions.map(({ label }) => label) ?? [];
+    const inOrder = this.#labels.all.filter((label) => labels.includes(label));
+    showHeatMap(rows, inOrder, { selected: this.#selected, choose: (picture) => this.#choose(picture) });
+  }
+
+  /** Scores, a problem, or what is missing: one of them is always there to see. */
+  #showState(hasScores) {
+    const ofPicture = this.#selected?.problems.get(this.#model.value);
+    const problem = this.#problem ?? ofPicture;
+    const isBusy = !problem && !hasScores && this.#selected !== null && this.#labels.all.length > 0;
+    find("problem").hidden = !problem;
+    if (problem) find("problem-text").textContent = problem;
+    find("empty").hidden = hasScores || Boolean(problem);
+    find("empty").classList.toggle("busy", isBusy);
+    find("result").ariaBusy = String(isBusy);
+    find("empty-text").textContent = isBusy ? "Looking at the picture…" : this.#missing;
+    find("result-note").textContent = hasScores && !problem ? this.#note : "";
+  }
+
+  get #missing() {
+    const isMissing = [this.#selected ? "" : "a picture", this.#labels.all.length > 0 ? "" : "a few labels"];
+    return `Add ${isMissing.filter(Boolean).join(" and ")} to see what fits.`;
+  }
+
+  #showCode() {
+    const picture = this.#selected;
+    find("code").hidden = !picture || this.#labels.all.length === 0;
+    if (!find("code").hidden) find("snippet").textContent = this.#snippet(this.#language);
+  }
+
+  #snippet(language) {
+    const { template_set: templateSet, templates } = this.#prompts.options;
+    return writers[language]({
+      picture: this.#selected,
+      labels: this.#labels.all,
+      model: this.#model.value,
+      templateSet,
+      templates,
+      needsKey: this.#api.usesKey,
+    });
+  }
+
+  async #copy(button) {
+    this.#language = button.dataset.language;
+    this.#showCode();
+    await copy(this.#snippet(this.#language));
+    const words = button.textContent;
+    button.textContent = "Copied";
+    button.disabled = true;
+    announce("Copied");
+    setTimeout(() => {
+      button.textContent = words;
+      button.disabled = false;
+    }, 1200);
+  }
+}
+
+/** Shows the field for the key; resolves when the user has filled it in. */
+function askKey(isWrong) {
+  const form = find("key-form");
+  form.hidden = false;
+  if (isWrong) find("key-hint").textContent = "The server does not know that key.";
+  find("key").focus();
+  return new Promise((resolve) => {
+    form.addEventListener(
+      "submit",
+      (event) => {
+        event.preventDefault();
+        form.hidden = true;
+        resolve(find("key").value.trim());
+        find("key").value = "";
+      },
+      { once: true },
+    );
+  });
+}
+
+const messageOf = (error) => (error instanceof Refusal ? error.message : `The page failed: ${error.message}`);
+
+new Playground().start();

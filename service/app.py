@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from fastapi import FastAPI
@@ -14,6 +14,7 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
+from starlette.types import Scope
 
 from models.registry import ModelRegistry
 from prompts.templates import TemplateSets
@@ -32,8 +33,10 @@ from service.middleware import Observe
 from service.routes import classifiers, classify, embed, health, models, playground, scrape
 from service.security_headers import SecurityHeaders
 from service.served import BatchOptions
-from service.settings import Settings
+from service.settings import Settings, otel_variables
 from service.state import open_embeddings, open_store
+from service.timings import Timings
+from service.tracing import open_tracing
 
 _LOG = logging.getLogger("clipserve")
 _SUPERVISION_SECONDS = 1.0
@@ -44,6 +47,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     """A server's ASGI application. Models are loaded while it starts; until then it is not ready."""
     settings = settings or Settings()
     services = _services(settings)
+    tracing = open_tracing(otel_variables())
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -59,6 +63,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             await services.engine.close()
             if services.inputs.fetcher is not None:
                 services.inputs.fetcher.close()
+            if tracing is not None:
+                await tracing.close()
 
     app = FastAPI(
         title="clipserve",
@@ -75,14 +81,15 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.include_router(scrape.router)
     if settings.playground:
         app.include_router(playground.router)
-    _add_middleware(app, settings, services)
+    _add_middleware(app, services, begin=tracing.begin if tracing else _untraced)
     return app
 
 
-def _add_middleware(app: FastAPI, settings: Settings, services: Services) -> None:
+def _add_middleware(app: FastAPI, services: Services, *, begin: Callable[[Scope], Timings]) -> None:
     """From the innermost outwards: what is added later sees a request earlier."""
+    settings, metrics = services.settings, services.engine.metrics
     app.add_middleware(Access, settings=settings)
-    app.add_middleware(Observe, metrics=services.engine.metrics, access_log=settings.access_log)
+    app.add_middleware(Observe, metrics=metrics, access_log=settings.access_log, begin=begin)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -204,6 +211,10 @@ def _cannot_start(services: Services, error: Exception) -> None:
 def _give_up(services: Services, reason: str) -> None:
     services.failure = reason
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _untraced(_: Scope) -> Timings:
+    return Timings()
 
 
 async def _framework_problem(_: Request, error: Exception) -> Response:

@@ -60,12 +60,13 @@ class BatchObserver(Protocol):
 class Answer(Generic[Result]):
     """What ``submit`` returns: an outcome an item, in the order given, and where the time went.
 
-    The times are those of the item that waited, or ran, longest.
+    The times are those of the item that waited, or ran, longest; ``batch_size`` is that of the largest batch.
     """
 
     outcomes: list[Result | Exception]
     queue_seconds: float
     run_seconds: float
+    batch_size: int
 
 
 @dataclass(slots=True, eq=False)
@@ -76,6 +77,7 @@ class _Entry(Generic[Item, Result]):
     queued_at: float
     started_at: float = 0.0
     finished_at: float = 0.0
+    batch_size: int = 0
 
 
 _Queue = OrderedDict[int, _Entry[Item, Result]]
@@ -172,6 +174,7 @@ class Batcher(Generic[Item, Result]):
             outcomes=[_as_outcome(outcome) for outcome in outcomes],
             queue_seconds=max((e.started_at - e.queued_at for e in entries if e.started_at), default=0.0),
             run_seconds=max((e.finished_at - e.started_at for e in entries if e.finished_at), default=0.0),
+            batch_size=max((e.batch_size for e in entries), default=0),
         )
 
     def waiting(self, lane: Lane) -> int:
@@ -280,6 +283,7 @@ class Batcher(Generic[Item, Result]):
         now = time.monotonic()
         for entry, outcome in zip(batch, job.result(), strict=True):
             entry.finished_at = now
+            entry.batch_size = len(batch)
             if entry.future.done():  # its caller went away while it ran
                 continue
             if isinstance(outcome, Exception):

@@ -158,6 +158,7 @@ class Engine:
 
         Each is queued as soon as it is decoded, so the first are encoded while the last are decoded.
         """
+        timings.model = served.name
         outcomes = await gather_or_cancel(
             [self._encode_image(served, picture, timings, deadline) for picture in pictures]
         )
@@ -175,6 +176,7 @@ class Engine:
         deadline: float | None = None,
     ) -> list[TextFeatures | Exception]:
         """Texts → features (D,) each, or what was wrong with that text alone."""
+        timings.model = served.name
         tokenized = await self._tokenize(served, texts)
         fits = [truncate or not text.truncated for text in tokenized]
         tokens = [text.ids for text, fit in zip(tokenized, fits, strict=True) if fit]
@@ -213,7 +215,7 @@ class Engine:
         except Exception as error:
             return error
         finally:
-            timings.note("decode", time.perf_counter() - began)
+            timings.note("decode", time.perf_counter() - began, items=1)
         return (await self._submit(served.images, [pixels], timings, "interactive", deadline))[0]
 
     async def _submit_texts(
@@ -242,8 +244,8 @@ class Engine:
         if not items:
             return []
         answer = await batcher.submit(items, lane=lane, deadline=deadline)
-        timings.note("queue", answer.queue_seconds)
-        timings.note("encode", answer.run_seconds)
+        timings.note("queue", answer.queue_seconds, ago=answer.run_seconds, items=len(items))
+        timings.note("encode", answer.run_seconds, items=len(items), batch_size=answer.batch_size)
         return answer.outcomes
 
     async def _tokenize(self, served: ServedModel, texts: Sequence[str]) -> list[TokenizedText]:

@@ -6,6 +6,7 @@ import logging
 import random
 import re
 import time
+from collections.abc import Callable
 
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -27,10 +28,16 @@ class ClientGoneError(Exception):
 
 
 class Observe:
-    """Outermost of the application: nothing leaves without an id, a log line and a count."""
+    """Outermost of the application: nothing leaves without an id, a log line and a count.
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics, access_log: bool) -> None:
+    ``begin`` gives the timings of a request that has just come: plain ones, or those of a trace.
+    """
+
+    def __init__(
+        self, app: ASGIApp, *, metrics: Metrics, access_log: bool, begin: Callable[[Scope], Timings]
+    ) -> None:
         self._app = app
+        self._begin = begin
         self._metrics = metrics
         self._access_log = access_log
 
@@ -41,7 +48,7 @@ class Observe:
             return
         began = time.perf_counter()
         request_id = _request_id(scope)
-        timings = scope["timings"] = Timings()
+        timings = scope["timings"] = self._begin(scope)
         status = _CLIENT_CLOSED
 
         async def send_with_headers(message: Message) -> None:
@@ -60,23 +67,25 @@ class Observe:
         except Exception as error:
             if status != _CLIENT_CLOSED:
                 raise  # the answer has begun; only the server can end the connection now
-            await self._answer(error, request_id)(scope, receive, send_with_headers)
+            await self._answer(error, request_id, scope)(scope, receive, send_with_headers)
         finally:
             self._note(scope, status, time.perf_counter() - began, request_id, timings)
 
-    def _answer(self, error: Exception, request_id: str) -> ASGIApp:
+    def _answer(self, error: Exception, request_id: str, scope: Scope) -> ASGIApp:
         if isinstance(error, HTTPException):
             return http_problem(error)
         status = status_of(error)
         if status.status in {500, 507}:  # the client is told less than is known
-            _ERRORS.exception("request failed", extra={"request_id": request_id}, exc_info=error)
+            known_as = {"request_id": request_id, **scope["timings"].ids}
+            _ERRORS.exception("request failed", extra=known_as, exc_info=error)
         elif status.status in {429, 503, 504} and not isinstance(error, UrlTimeoutError):  # counted already
             self._metrics.rejected.labels(status.code).inc()
         return problem(error)
 
     def _note(self, scope: Scope, status: int, seconds: float, request_id: str, timings: Timings) -> None:
         # The route's pattern, never the path: a label must not take its value from a request.
-        route = getattr(scope.get("route"), "path", "unmatched")
+        matched: str | None = getattr(scope.get("route"), "path", None)
+        route = matched or "unmatched"
         self._metrics.requests.labels(route, status).inc()
         self._metrics.request_seconds.labels(route).observe(seconds)
         for stage, spent in timings.seconds.items():
@@ -86,6 +95,7 @@ class Observe:
                 "request",
                 extra={
                     "request_id": request_id,
+                    **timings.ids,
                     "method": scope["method"],
                     "route": route,
                     "status": status,
@@ -94,6 +104,7 @@ class Observe:
                     **{f"{stage}_ms": round(1000 * spent, 2) for stage, spent in timings.seconds.items()},
                 },
             )
+        timings.end(method=scope["method"], route=matched, status=status, request_id=request_id)
 
 
 def _request_id(scope: Scope) -> str:

@@ -280,5 +280,10 @@ def unknown_variables() -> dict[str, str | None]:
     return {name: next(iter(get_close_matches(name, known, 1, 0.8)), None) for name in unknown}
 
 
+def otel_variables() -> dict[str, str]:
+    """OpenTelemetry's own variables: those who set them set the same for every program they run."""
+    return {name: value for name, value in os.environ.items() if name.startswith("OTEL_")}
+
+
 def _split(value: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in value.split(",") if part.strip())

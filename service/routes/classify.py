@@ -54,7 +54,7 @@ async def _classify(services: Services, wanted: ClassifyRequest, work: Work) -> 
         features = await image_features(services, served, wanted.pictures, work)
     if wanted.single and isinstance(features[0], Exception):
         raise features[0]
-    with work.timings.measure("score"):
+    with work.timings.measure("score", items=len(features)):
         results = _results(features, classifier, wanted.top_k)
     return {
         "model": served.name,
@@ -105,7 +105,7 @@ async def _fetched(services: Services, sources: Sequence[PictureSource], work: W
     remote = [source for source in sources if isinstance(source, RemotePicture)]
     fetched: list[bytes | Exception] = []
     if remote:
-        with work.timings.measure("fetch"):
+        with work.timings.measure("fetch", items=len(remote)):
             fetched = await services.inputs.fetch(remote)
     for outcome in fetched:
         if isinstance(outcome, Exception):

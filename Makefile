@@ -5,13 +5,13 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 WORKERS ?= auto
 
-.PHONY: run test lint format bench bench-peers train-shapes evaluate-shapes test-e2e test-zoo soak lock image clean
+.PHONY: run test lint format bench bench-peers train-shapes evaluate-shapes test-e2e test-zoo fuzz soak lock image clean
 
 run: $(VENV)/.serving  ## create the environment and serve the embedded model
 	$(BIN)/clipserve serve
 
 test: $(VENV)/.developing lint  ## lint, types, import rules and the fast tests
-	$(BIN)/pytest -n $(WORKERS) -m "not e2e and not zoo and not soak"
+	$(BIN)/pytest -n $(WORKERS) -m "not e2e and not zoo and not soak and not fuzz"
 
 lint: $(VENV)/.developing  ## ruff, mypy strict, import-linter
 	$(BIN)/ruff check .
@@ -28,6 +28,13 @@ test-e2e: $(VENV)/.developing  ## the long end-to-end tests
 
 test-zoo: $(VENV)/.developing  ## export every architecture of docs/zoo.md and write that table anew (hours)
 	$(BIN)/pytest -m zoo
+
+fuzz: $(VENV)/.developing  ## tens of thousands of broken requests and pictures (about 10 minutes)
+	$(PIP) --editable '.[cpu,export,dev,fuzz]'
+	$(BIN)/pytest -n $(WORKERS) --hypothesis-profile=fuzz tests/fuzz
+
+soak: $(VENV)/.developing  ## overload, and 200,000 requests with their answers checked (about 12 minutes)
+	$(BIN)/pytest -m soak
 
 bench: $(VENV)/.developing  ## measure; results go to benchmarks/results
 	$(BIN)/python -m benchmarks.run

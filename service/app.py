@@ -31,6 +31,7 @@ from service.metrics import Metrics
 from service.metrics_listener import metrics_listener
 from service.middleware import Observe
 from service.routes import classifiers, classify, embed, health, models, playground, scrape
+from service.schemas import openapi_problems
 from service.security_headers import SecurityHeaders
 from service.served import BatchOptions
 from service.settings import Settings, otel_variables
@@ -73,6 +74,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=lifespan,
         redirect_slashes=False,  # a redirect would lead wherever the request's Host says
         exception_handlers={HTTPException: _framework_problem},
+        responses=openapi_problems(),
     )
     app.state.services = services
     for routes in (classify, embed, classifiers, models, health):

@@ -180,6 +180,15 @@ class Problem(BaseModel):
     detail: str
 
 
+def openapi_problems() -> dict[int | str, dict[str, Any]]:
+    """The ``responses`` of every route that refuses a request."""
+    content = {"application/problem+json": {"schema": _schema(Problem)}}
+    return {
+        "4XX": {"description": "What is wrong with the request", "content": content},
+        "5XX": {"description": "What is wrong with the server", "content": content},
+    }
+
+
 def openapi_body(
     body: type[BaseModel], *, options: type[BaseModel] | None = None, files: dict[str, Any] | None = None
 ) -> dict[str, Any]:

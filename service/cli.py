@@ -12,7 +12,8 @@ from rich.markup import escape
 
 from models.errors import ModelError
 from prompts.errors import PromptError
-from service.commands import acquire, classifiers, keys, local, models, serve
+from service.commands import acquire, classifiers, evaluate, keys, local, models, serve
+from service.evaluation.errors import EvaluationError
 
 app = typer.Typer(
     name="clipserve",
@@ -28,6 +29,7 @@ app = typer.Typer(
 )
 serve.register(app)
 local.register(app)
+evaluate.register(app)
 acquire.register(app)
 models.register(app)
 classifiers.register(app)
@@ -38,7 +40,7 @@ def main() -> NoReturn:
     """Run the command; an error made by the user is one sentence, not a stack trace."""
     try:
         app(standalone_mode=True)
-    except (ModelError, PromptError) as error:
+    except (ModelError, PromptError, EvaluationError) as error:
         _fail(str(error))
     except ValidationError as error:
         first = error.errors()[0]

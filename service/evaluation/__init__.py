@@ -1,0 +1,1 @@
+"""How well a model and its prompts do on pictures of which it is known what they show."""

@@ -24,10 +24,11 @@ class Playground {
   #gallery;
   #selected = null;
   #scores = new Map(); // picture → predictions
-  #asked = ""; // what the scores answer, or will
-  #request = null;
+  #asked = ""; // the options that the scores answer, or will
+  #request = null; // while they are being asked for
   #problem = null;
   #note = "";
+  #frame = null;
   #language = "curl";
 
   constructor() {
@@ -79,6 +80,7 @@ class Playground {
   #remove(picture) {
     const place = this.#pictures.all.indexOf(picture);
     this.#pictures.remove(picture);
+    this.#scores.delete(picture);
     if (picture === this.#selected) this.#selected = this.#pictures.all[Math.max(0, place - 1)] ?? null;
     announce(`${picture.name} removed`);
     this.#update();
@@ -107,46 +109,45 @@ class Playground {
     this.#show();
   }
 
-  /** Scores every picture that has an embedding; none is encoded for it. A later call overtakes this one. */
+  /** Scores every picture that has an embedding; none is encoded for it. New options overtake old ones. */
   async #score() {
     const options = { labels: this.#labels.all, model: this.#model.value, ...this.#prompts.options };
-    const pictures = this.#ready;
-    const asked = JSON.stringify([options, pictures.map(({ address }) => address)]);
-    if (asked === this.#asked) return;
-    this.#asked = asked;
+    const asked = JSON.stringify(options);
+    const isNew = asked !== this.#asked;
+    if (!isNew && this.#request) return; // what runs already takes new pictures along
     this.#request?.abort();
-    this.#request = new AbortController();
+    const request = (this.#request = new AbortController());
+    const scores = isNew ? new Map() : this.#scores;
+    this.#asked = asked;
     this.#problem = null;
-    if (pictures.length === 0 || options.labels.length === 0) {
-      this.#scores = new Map();
-      return;
-    }
     try {
-      const began = performance.now();
-      const { scores, activation } = await this.#classify(pictures, options, this.#request.signal);
+      for (let some = this.#unscored(scores); some.length > 0; some = this.#unscored(scores)) {
+        await this.#classify(some, options, scores, request.signal);
+        this.#scores = scores;
+        this.#show();
+      }
       this.#scores = scores;
-      const time = `${Math.max(1, Math.round(performance.now() - began))} ms`;
-      this.#note = `${activation} over ${plural(options.labels.length, "label")}, ${time}`;
       this.#announceBest();
     } catch (error) {
-      if (error.name === "AbortError") return;
+      if (request.signal.aborted) return;
       this.#problem = messageOf(error);
       this.#scores = new Map();
     }
+    this.#request = null;
     this.#show();
   }
 
-  async #classify(pictures, options, signal) {
-    const scores = new Map();
-    let activation = "";
-    for (let start = 0; start < pictures.length; start += atOnce) {
-      const some = pictures.slice(start, start + atOnce);
-      const embeddings = some.map(({ embeddings }) => embeddings.get(options.model));
-      const answer = await this.#api.classify(embeddings, options, signal);
-      answer.results.forEach(({ predictions }, place) => scores.set(some[place], predictions));
-      activation = answer.activation;
-    }
-    return { scores, activation };
+  #unscored(scores) {
+    return this.#labels.all.length > 0 ? this.#ready.filter((one) => !scores.has(one)).slice(0, atOnce) : [];
+  }
+
+  async #classify(pictures, options, scores, signal) {
+    const began = performance.now();
+    const embeddings = pictures.map(({ embeddings }) => embeddings.get(options.model));
+    const { results, activation } = await this.#api.classify(embeddings, options, signal);
+    results.forEach(({ predictions }, place) => scores.set(pictures[place], predictions));
+    const time = `${Math.max(1, Math.round(performance.now() - began))} ms`;
+    this.#note = `${activation} over ${plural(options.labels.length, "label")}, ${time}`;
   }
 
   get #ready() {
@@ -158,7 +159,15 @@ class Playground {
     if (best) announce(`${this.#selected.name}: ${best.label}, ${percent(best.score)}`);
   }
 
+  /** Once a frame, however many pictures come back from the server in between. */
   #show() {
+    this.#frame ??= requestAnimationFrame(() => {
+      this.#frame = null;
+      this.#paint();
+    });
+  }
+
+  #paint() {
     const predictions = this.#scores.get(this.#selected) ?? [];
     this.#gallery.show(this.#selected, this.#model.value);
     this.#prompts.show(predictions[0]?.label ?? this.#labels.all[0]);
@@ -170,9 +179,7 @@ class Playground {
     const rows = this.#ready
       .filter((picture) => this.#scores.has(picture))
       .map((picture) => ({ picture, predictions: this.#scores.get(picture) }));
-    const labels = rows[0]?.predictions.map(({ label }) => label) ?? [];
-    const inOrder = this.#labels.all.filter((label) => labels.includes(label));
-    showHeatMap(rows, inOrder, { selected: this.#selected, choose: (picture) => this.#choose(picture) });
+    showHeatMap(rows, this.#labels.all, { selected: this.#selected, choose: (picture) => this.#choose(picture) });
   }
 
   /** Scores, a problem, or what is missing: one of them is always there to see. */
@@ -181,7 +188,7 @@ class Playground {
     const problem = this.#problem ?? ofPicture;
     const isBusy = !problem && !hasScores && this.#selected !== null && this.#labels.all.length > 0;
     find("problem").hidden = !problem;
-    if (problem) find("problem-text").textContent = problem;
+    if (problem) find("problem-text").textContent = sentence(problem);
     find("empty").hidden = hasScores || Boolean(problem);
     find("empty").classList.toggle("busy", isBusy);
     find("result").ariaBusy = String(isBusy);
@@ -246,6 +253,8 @@ function askKey(isWrong) {
     );
   });
 }
+
+const sentence = (text) => text[0].toUpperCase() + text.slice(1);
 
 const messageOf = (error) => (error instanceof Refusal ? error.message : `The page failed: ${error.message}`);
 

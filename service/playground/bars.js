@@ -59,6 +59,6 @@ const newRow = (label) =>
 function fill(row, { score, similarity }, isBest) {
   row.classList.toggle("best", isBest);
   row.querySelector(".bar-score").textContent = percent(score);
-  row.querySelector(".bar-similarity").textContent = `cosine ${similarity.toFixed(2)}`;
+  row.querySelector(".bar-similarity").textContent = `cosine ${similarity.toFixed(2).replace("-", "−")}`;
   row.querySelector(".bar > span").style.width = `${100 * score}%`;
 }

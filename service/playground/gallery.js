@@ -42,7 +42,7 @@ export class Gallery {
       ...all.map((picture) => this.#thumbnail(picture, { isSelected: picture === selected, model })),
       make("li", {}, addButton()),
     );
-    if (hadFocus) find("thumbnails").querySelector("[aria-pressed=true], .add").focus();
+    if (hadFocus) find("thumbnails").querySelector("[aria-pressed=true], .add")?.focus();
   }
 
   #thumbnail(picture, { isSelected, model }) {
@@ -130,8 +130,9 @@ function sampleButton(name, add, suggest) {
   );
   button.addEventListener("click", async () => {
     suggest(samples.slice(0, 4).map(wordsOf));
-    const response = await fetch(source);
-    add([new File([await response.blob()], name)], { source });
+    // Without the file the next request fails as well, and says why.
+    const content = await fetch(source).then((response) => response.blob()).catch(() => new Blob());
+    add([new File([content], name)], { source });
   });
   return make("li", {}, button);
 }

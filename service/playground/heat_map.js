@@ -9,11 +9,13 @@ export function showHeatMap(rows, labels, { selected, choose }) {
   find("grid").hidden = rows.length < 2;
   if (rows.length < 2) return;
   const scores = rows.map(({ predictions }) => new Map(predictions.map((one) => [one.label, one.score])));
-  const shown = likeliest(labels, scores);
+  const shown = likeliest(labels.filter((label) => scores[0].has(label)), scores);
   const all = plural(labels.length, "label");
   const columns = shown.length < labels.length ? `the ${shown.length} likeliest of ${all}` : all;
   find("grid-note").textContent = `${plural(rows.length, "picture")} × ${columns}, scores in %`;
-  find("heat-map").replaceChildren(
+  const table = find("heat-map");
+  const hadFocus = table.contains(document.activeElement);
+  table.replaceChildren(
     make("thead", {}, make("tr", {}, make("td", {}), ...shown.map(columnHead))),
     make(
       "tbody",
@@ -28,6 +30,7 @@ export function showHeatMap(rows, labels, { selected, choose }) {
       ),
     ),
   );
+  if (hadFocus) table.querySelector(".selected button")?.focus();
 }
 
 /** In the order that the user gave them. */

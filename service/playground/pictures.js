@@ -3,7 +3,7 @@
 import { Refusal } from "./api.js";
 
 const atOnce = 4; // requests under way
-const most = 200;
+const most = 100;
 
 export class Pictures {
   #all = [];

@@ -43,3 +43,7 @@ class ImageTooLargeError(ImageError):
 
 class TextTooLongError(ModelError):
     """A text has more tokens than the model's context, and truncation was declined."""
+
+
+class UnknownTokenError(ModelError):
+    """A token id is none of the model's tokenizer."""

@@ -10,6 +10,7 @@ import html
 import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import ftfy
@@ -17,7 +18,7 @@ import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
-from models.errors import ManifestError
+from models.errors import ManifestError, UnknownTokenError
 from models.manifest import TextSpec
 
 _PUNCTUATION = str.maketrans("_", " ", string.punctuation.replace("_", ""))
@@ -27,11 +28,13 @@ _PUNCTUATION = str.maketrans("_", " ", string.punctuation.replace("_", ""))
 class TokenizedText:
     """One text's token ids, int64 (length,), start and end tokens included.
 
-    ``truncated`` says that the text had more tokens than the context and lost its tail.
+    ``truncated`` says that the text had more tokens than the context and lost its tail. The first
+    ``count`` ids are the text's, the rest is padding.
     """
 
     ids: NDArray[np.int64]
     truncated: bool
+    count: int
 
 
 class Tokenizer:
@@ -56,6 +59,23 @@ class Tokenizer:
         """
         return [self._fit(ids) for ids in self._encode(texts)]
 
+    def from_ids(self, ids: Sequence[int]) -> TokenizedText:
+        """Take ids that this tokenizer gave earlier, with or without start and end tokens and padding.
+
+        Raises:
+            UnknownTokenError: one of them is none of this tokenizer's.
+        """
+        for token in ids:
+            if token not in self._known:
+                raise UnknownTokenError(f"{token} is none of the model's {len(self._known)} token ids")
+        start, end = self._frame
+        own = list(ids)
+        if start and own[: len(start)] == start:
+            del own[: len(start)]
+        if end and end[0] in own:
+            del own[own.index(end[0]) :]
+        return self._fit([*start, *own, *end])
+
     def count(self, text: str) -> int:
         """How many tokens the whole text has, start and end tokens included, nothing cut."""
         return len(self._encode([text])[0])
@@ -72,6 +92,18 @@ class Tokenizer:
             row[: len(ids)] = ids
         return padded
 
+    @cached_property
+    def _known(self) -> frozenset[int]:
+        return frozenset(self._backend.get_vocab().values())
+
+    @cached_property
+    def _frame(self) -> tuple[list[int], list[int]]:
+        """The ids that the tokenizer puts before and after every text."""
+        encoding = self._backend.encode("a")
+        added = encoding.special_tokens_mask
+        first, last = added.index(0), len(added) - added[::-1].index(0)
+        return encoding.ids[:first], encoding.ids[last:]
+
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         encodings = self._backend.encode_batch_fast([self._clean(text) for text in texts])
         return [encoding.ids for encoding in encodings]
@@ -79,13 +111,14 @@ class Tokenizer:
     def _fit(self, ids: list[int]) -> TokenizedText:
         limit = self._spec.context_length
         truncated = len(ids) > limit
+        count = min(len(ids), limit)
         if truncated:
             ids = ids[:limit]
             if self._spec.end_token is not None:
                 ids[-1] = self._spec.end_token
         elif not self._spec.dynamic_length:
             ids = ids + [self._spec.pad_token] * (limit - len(ids))
-        return TokenizedText(np.array(ids, dtype=np.int64), truncated)
+        return TokenizedText(np.array(ids, dtype=np.int64), truncated, count)
 
 
 def _load(path: Path) -> tokenizers.Tokenizer:

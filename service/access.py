@@ -25,7 +25,7 @@ class Caller:
 class Access:
     """Lets a request pass that carries a key: ``Authorization: Bearer KEY`` or ``X-API-Key: KEY``.
 
-    Without API keys all requests pass. ``/health/`` is open to all, ``/metrics`` if the settings say so, and
+    Without API keys all requests pass. Probes are open to all, ``/metrics`` if the settings say so, and
     the files of the playground: it is where a browser's user gives the key.
     """
 
@@ -35,7 +35,8 @@ class Access:
         admin = settings.read_admin_key()
         self._ring = KeyRing(api_keys + ((admin,) if admin else ()))
         self._needs_key = bool(api_keys)
-        self._open = ("/health/", "/metrics") if settings.metrics_access == "open" else ("/health/",)
+        probes = ("/health/", "/.well-known/")
+        self._open = (*probes, "/metrics") if settings.metrics_access == "open" else probes
         self._shows_page = settings.playground
         self._buckets = {key.name: bucket for key in api_keys if (bucket := _bucket(settings))}
 

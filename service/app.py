@@ -24,14 +24,24 @@ from service.classifiers import NamedClassifiers
 from service.context import Services
 from service.declared import build_declared, read_declared
 from service.engine import Engine, EngineOptions
-from service.errors import http_problem
 from service.fetch import FetchLimits, PictureFetcher
 from service.inputs import InputReader
 from service.metrics import Metrics
 from service.metrics_listener import metrics_listener
-from service.middleware import Observe
-from service.routes import classifiers, classify, embed, health, models, playground, scrape
-from service.schemas import openapi_problems
+from service.middleware import Dialect, Observe
+from service.routes import (
+    classifiers,
+    classify,
+    embed,
+    health,
+    hugging_face,
+    models,
+    openai,
+    playground,
+    scrape,
+    weaviate,
+)
+from service.schemas import openapi_errors
 from service.security_headers import SecurityHeaders
 from service.served import BatchOptions
 from service.settings import Settings, otel_variables
@@ -41,6 +51,7 @@ from service.tracing import open_tracing
 
 _LOG = logging.getLogger("clipserve")
 _SUPERVISION_SECONDS = 1.0
+_DIALECTS = (openai, hugging_face, weaviate)  # what the clients of other services speak
 _DESCRIPTION = "Zero-shot image classification: pictures and words in, probabilities and embeddings out."
 
 
@@ -73,11 +84,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         description=_DESCRIPTION,
         lifespan=lifespan,
         redirect_slashes=False,  # a redirect would lead wherever the request's Host says
-        exception_handlers={HTTPException: _framework_problem},
-        responses=openapi_problems(),
+        exception_handlers={HTTPException: _leave_to_observe},
+        responses=openapi_errors(),
     )
     app.state.services = services
-    for routes in (classify, embed, classifiers, models, health):
+    for routes in (classify, embed, classifiers, models, health, *_DIALECTS):
         app.include_router(routes.router)
     if settings.metrics_port is None:
         app.include_router(scrape.router)
@@ -91,7 +102,13 @@ def _add_middleware(app: FastAPI, services: Services, *, begin: Callable[[Scope]
     """From the innermost outwards: what is added later sees a request earlier."""
     settings, metrics = services.settings, services.engine.metrics
     app.add_middleware(Access, settings=settings)
-    app.add_middleware(Observe, metrics=metrics, access_log=settings.access_log, begin=begin)
+    app.add_middleware(
+        Observe,
+        metrics=metrics,
+        access_log=settings.access_log,
+        begin=begin,
+        dialects=[Dialect(routes=one.router.routes, error_body=one.error_body) for one in _DIALECTS],
+    )
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -219,6 +236,5 @@ def _untraced(_: Scope) -> Timings:
     return Timings()
 
 
-async def _framework_problem(_: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    return http_problem(error)
+async def _leave_to_observe(_: Request, error: Exception) -> Response:
+    raise error

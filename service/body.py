@@ -14,8 +14,8 @@ from service.forms import Fields, FormReader
 Parsed = TypeVar("Parsed", bound=BaseModel)
 BodyKind = Literal["json", "form", "raw"]
 
-# What pydantic calls the members of the unions in ``service.schemas``, between the names of fields.
-_BRANCHES = {"str", "LabelBody", "list[float]"}
+# What pydantic calls the members of the unions in bodies, between the names of fields.
+_BRANCHES = {"str", "LabelBody", "list[float]", "list[int]", "TypedInput"}
 
 
 def body_kind(request: Request, *, accepted: Iterable[BodyKind] = ("json", "form", "raw")) -> BodyKind:

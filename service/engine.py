@@ -47,10 +47,11 @@ class EngineOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class TextFeatures:
-    """A text's features (D,) and whether it was cut to the context length."""
+    """A text's features (D,), whether it was cut to the context length, and its tokens after that."""
 
     features: Features
     truncated: bool
+    tokens: int
 
 
 class Engine:
@@ -168,16 +169,17 @@ class Engine:
     async def encode_texts(
         self,
         served: ServedModel,
-        texts: Sequence[str],
+        texts: Sequence[str | TokenizedText],
         *,
         timings: Timings,
         truncate: bool = True,
         lane: Lane = "interactive",
         deadline: float | None = None,
     ) -> list[TextFeatures | Exception]:
-        """Texts → features (D,) each, or what was wrong with that text alone."""
+        """Texts, tokenized already or not → features (D,) each, or what was wrong with that text alone."""
         timings.model = served.name
-        tokenized = await self._tokenize(served, texts)
+        words = iter(await self._tokenize(served, [text for text in texts if isinstance(text, str)]))
+        tokenized = [next(words) if isinstance(text, str) else text for text in texts]
         fits = [truncate or not text.truncated for text in tokenized]
         tokens = [text.ids for text, fit in zip(tokenized, fits, strict=True) if fit]
         outcomes = iter(await self._submit_texts(served, tokens, timings, lane, deadline))
@@ -280,7 +282,7 @@ def _features(outcome: TextFeatures | Exception) -> Features:
 def _text_outcome(outcome: Features | Exception, text: TokenizedText) -> TextFeatures | Exception:
     if isinstance(outcome, Exception):
         return outcome
-    return TextFeatures(features=outcome, truncated=text.truncated)
+    return TextFeatures(features=outcome, truncated=text.truncated, tokens=text.count)
 
 
 def _too_long(length: int) -> TextTooLongError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,6 +78,9 @@ class Status:
     title: str
 
 
+# The body of an error's answer, made of its status and the sentence a client may read.
+ErrorBody = Callable[[Status, str], dict[str, Any]]
+
 _FOLDERS = re.compile(r"(?<![\w./])(?:~|\.{1,2})?/(?:[^\s/'\":]+/)*(?=[^\s/'\":])")
 _INTERNAL = Status(500, "internal_error", "Internal error")
 
@@ -98,6 +101,7 @@ _TABLE: tuple[tuple[type[Exception], Status], ...] = (
     ),
     (models.InvalidImageError, Status(422, "invalid_image", "Picture cannot be decoded")),
     (models.TextTooLongError, Status(422, "text_too_long", "Text too long")),
+    (models.UnknownTokenError, Status(422, "unknown_token", "Unknown token id")),
     (prompts.TooManyLabelsError, Status(413, "too_many_labels", "Too many labels")),
     (prompts.LabelError, Status(422, "invalid_labels", "Invalid labels")),
     (prompts.TemplateError, Status(422, "invalid_templates", "Invalid templates")),
@@ -149,28 +153,47 @@ def item_error(error: Exception) -> dict[str, str]:
     return {"code": status_of(error).code, "message": message_of(error)}
 
 
-def problem(error: Exception) -> Response:
-    """The whole answer of a request that failed."""
-    status = status_of(error)
-    headers = {"WWW-Authenticate": "Bearer"} if status.status == 401 else {}
-    if status.status in {429, 503}:
-        headers["Retry-After"] = str(max(1, math.ceil(getattr(error, "retry_after", 1.0))))
-    return _problem(status, message_of(error), headers)
+def named(error: Exception, field: str) -> Exception:
+    """``error`` with the field before its text, unless it is there already or no field is to blame."""
+    status = status_of(error).status
+    if status >= 500 or status == 429 or str(error).startswith(field):
+        return error
+    return type(error)(f"{field}: {error}")
 
 
-def http_problem(error: HTTPException) -> Response:
-    """The answer for what the framework itself refuses, with its headers, such as ``Allow`` of a 405."""
-    title = {404: "Not found", 405: "Method not allowed"}.get(error.status_code, "Request refused")
-    status = Status(error.status_code, title.lower().replace(" ", "_"), title)
-    return _problem(status, error.detail, error.headers)
-
-
-def _problem(status: Status, detail: str, headers: Mapping[str, str] | None) -> Response:
-    body: dict[str, Any] = {
+def problem_body(status: Status, detail: str) -> dict[str, Any]:
+    """An error as RFC 9457 has it: the form of every route whose clients know no other."""
+    return {
         "type": f"urn:clipserve:error:{status.code}",
         "title": status.title,
         "status": status.status,
         "code": status.code,
         "detail": detail,
     }
-    return Response(orjson.dumps(body), status.status, headers=headers, media_type="application/problem+json")
+
+
+def message_body(status: Status, detail: str) -> dict[str, Any]:
+    """An error as the clients of Hugging Face and Weaviate look for it."""
+    return {"error": detail, "code": status.code}
+
+
+def problem(error: Exception, body: ErrorBody = problem_body) -> Response:
+    """The whole answer of a request that failed."""
+    status = status_of(error)
+    headers = {"WWW-Authenticate": "Bearer"} if status.status == 401 else {}
+    if status.status in {429, 503}:
+        headers["Retry-After"] = str(max(1, math.ceil(getattr(error, "retry_after", 1.0))))
+    return _answer(status, message_of(error), headers, body)
+
+
+def http_problem(error: HTTPException, body: ErrorBody = problem_body) -> Response:
+    """The answer for what the framework itself refuses, with its headers, such as ``Allow`` of a 405."""
+    title = {404: "Not found", 405: "Method not allowed"}.get(error.status_code, "Request refused")
+    status = Status(error.status_code, title.lower().replace(" ", "_"), title)
+    return _answer(status, error.detail, error.headers, body)
+
+
+def _answer(status: Status, detail: str, headers: Mapping[str, str] | None, body: ErrorBody) -> Response:
+    media_type = "application/problem+json" if body is problem_body else "application/json"
+    content = orjson.dumps(body(status, detail))
+    return Response(content, status.status, headers=headers, media_type=media_type)

@@ -19,8 +19,9 @@ from starlette.datastructures import QueryParams
 from starlette.requests import Request
 
 from models.manifest import Activation
+from models.tokenizer import TokenizedText
 from prompts.labels import Label
-from service.body import body_kind, parse_fields, parse_json, read_body, read_form
+from service.body import Parsed, body_kind, parse_fields, parse_json, read_body, read_form
 from service.errors import InvalidRequestError, RequestError, TooLargeError, UrlForbiddenError
 from service.fetch import ByteBudget, PictureFetcher
 from service.forms import Fields
@@ -52,7 +53,7 @@ class RemotePicture:
 
 
 PictureSource = Picture | RemotePicture
-Embeddable = str | PictureSource
+Embeddable = str | TokenizedText | PictureSource
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +133,7 @@ class InputReader:
         if kind == "json":
             options = body = parse_json(await self._body(request), EmbedBody)
             inputs = [
-                self._text(one.text, f"inputs[{place}].text")
+                self.text(one.text, f"inputs[{place}].text")
                 if one.image is None
                 else self._picture(one.image, f"inputs[{place}].image")
                 for place, one in enumerate(body.inputs)
@@ -142,7 +143,7 @@ class InputReader:
             fields = await self._form(request)
             options = parse_fields(_options(fields, without={"image", "text"}), EmbedOptions)
             inputs = [
-                self._file(part, "image") if name == "image" else self._text(part, "text")
+                self._file(part, "image") if name == "image" else self.text(part, "text")
                 for name, part in fields
                 if name in {"image", "text"}
             ]
@@ -152,7 +153,7 @@ class InputReader:
         else:
             options = parse_fields(_options(_query(request.query_params)), EmbedOptions)
             inputs, kinds = [self._file(await self._body(request), "body")], ["image"]
-        self._check_count(len(inputs), "inputs")
+        self.check_count(len(inputs), "inputs")
         return EmbedRequest(
             inputs=tuple(inputs),
             kinds=tuple(kinds),
@@ -165,6 +166,38 @@ class InputReader:
         """``PUT /classifiers/{name}``: JSON."""
         body_kind(request, accepted=("json",))
         return classifier_request(parse_json(await self._body(request), ClassifierBody))
+
+    async def json(self, request: Request, schema: type[Parsed]) -> Parsed:
+        """A body in JSON, held to its schema, whatever its Content-Type says."""
+        return parse_json(await self._body(request), schema)
+
+    def picture(self, text: str, field: str) -> PictureSource:
+        """A picture in one string, as other servers take it: base64, a data URI or an address."""
+        try:
+            if text[:8].lower().startswith(("http://", "https://")):
+                return self._remote(text, field)
+            return self._file(_decode(text, field), field)
+        except InvalidRequestError as error:
+            return error
+
+    def text(self, text: str | bytes | None, field: str) -> str | Exception:
+        """A text within the limits, or what is wrong with it."""
+        if not isinstance(text, str):
+            return InvalidRequestError(f"{field}: must be text, not a file")
+        if len(text) > self.settings.max_text_length:
+            return TooLargeError(
+                f"{field}: has {len(text)} characters, at most {self.settings.max_text_length} are allowed"
+            )
+        return text
+
+    def check_count(self, count: int, field: str) -> None:
+        """Hold a request to the number of items it may have.
+
+        Raises:
+            TooLargeError: there are more; the text names the limit.
+        """
+        if count > (limit := self.settings.item_limit):
+            raise TooLargeError(f"{field}: {count} are given, at most {limit} are allowed")
 
     async def fetch(self, pictures: Sequence[RemotePicture]) -> list[bytes | Exception]:
         """Each picture, all fetched side by side, or what was wrong with that one alone."""
@@ -181,7 +214,7 @@ class InputReader:
     def _classify_request(
         self, pictures: Sequence[PictureSource], options: ClassifyOptions, *, single: bool
     ) -> ClassifyRequest:
-        self._check_count(len(pictures), "images")
+        self.check_count(len(pictures), "images")
         if (options.labels is None) == (options.classifier is None):
             raise InvalidRequestError("labels, classifier: give exactly one of them")
         if options.classifier is not None and (options.template_set or options.templates):
@@ -243,19 +276,6 @@ class InputReader:
                 f" at most {self.settings.max_image_bytes} are allowed"
             )
         return part
-
-    def _text(self, text: str | bytes | None, field: str) -> str | Exception:
-        if not isinstance(text, str):
-            return InvalidRequestError(f"{field}: must be text, not a file")
-        if len(text) > self.settings.max_text_length:
-            return TooLargeError(
-                f"{field}: has {len(text)} characters, at most {self.settings.max_text_length} are allowed"
-            )
-        return text
-
-    def _check_count(self, count: int, field: str) -> None:
-        if count > (limit := self.settings.item_limit):
-            raise TooLargeError(f"{field}: {count} are given, at most {limit} are allowed")
 
 
 def _decode(text: str, field: str) -> bytes:

@@ -6,14 +6,16 @@ import logging
 import random
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.access import caller_of
-from service.errors import UrlTimeoutError, http_problem, problem, status_of
+from service.errors import ErrorBody, UrlTimeoutError, http_problem, problem, problem_body, status_of
 from service.metrics import Metrics
 from service.timings import Timings
 
@@ -27,19 +29,39 @@ class ClientGoneError(Exception):
     """The client closed its connection before the answer was ready."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Dialect:
+    """Routes whose clients know errors in one form only."""
+
+    routes: Sequence[BaseRoute]
+    error_body: ErrorBody
+
+    def is_spoken_at(self, scope: Scope) -> bool:
+        """Whether a request is for one of the routes, even if it was refused before it got there."""
+        return any(route.matches(scope)[0] is Match.FULL for route in self.routes)
+
+
 class Observe:
     """Outermost of the application: nothing leaves without an id, a log line and a count.
 
-    ``begin`` gives the timings of a request that has just come: plain ones, or those of a trace.
+    All errors come out here, in the form that ``dialects`` has for their route, or as problem+json. ``begin``
+    gives the timings of a request that has just come: plain ones, or those of a trace.
     """
 
     def __init__(
-        self, app: ASGIApp, *, metrics: Metrics, access_log: bool, begin: Callable[[Scope], Timings]
+        self,
+        app: ASGIApp,
+        *,
+        metrics: Metrics,
+        access_log: bool,
+        begin: Callable[[Scope], Timings],
+        dialects: Sequence[Dialect] = (),
     ) -> None:
         self._app = app
         self._begin = begin
         self._metrics = metrics
         self._access_log = access_log
+        self._dialects = dialects
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request; see ``asgi.readthedocs.io`` for the shape."""
@@ -72,15 +94,17 @@ class Observe:
             self._note(scope, status, time.perf_counter() - began, request_id, timings)
 
     def _answer(self, error: Exception, request_id: str, scope: Scope) -> ASGIApp:
+        spoken = (dialect.error_body for dialect in self._dialects if dialect.is_spoken_at(scope))
+        body = next(spoken, problem_body)
         if isinstance(error, HTTPException):
-            return http_problem(error)
+            return http_problem(error, body)
         status = status_of(error)
         if status.status in {500, 507}:  # the client is told less than is known
             known_as = {"request_id": request_id, **scope["timings"].ids}
             _ERRORS.exception("request failed", extra=known_as, exc_info=error)
         elif status.status in {429, 503, 504} and not isinstance(error, UrlTimeoutError):  # counted already
             self._metrics.rejected.labels(status.code).inc()
-        return problem(error)
+        return problem(error, body)
 
     def _note(self, scope: Scope, status: int, seconds: float, request_id: str, timings: Timings) -> None:
         # The route's pattern, never the path: a label must not take its value from a request.

@@ -180,9 +180,18 @@ class Problem(BaseModel):
     detail: str
 
 
-def openapi_problems() -> dict[int | str, dict[str, Any]]:
+class ErrorMessage(BaseModel):
+    """An error on routes whose clients look for its sentence in ``error``."""
+
+    error: str
+    code: str
+
+
+def openapi_errors(
+    body: type[BaseModel] = Problem, *, media_type: str = "application/problem+json"
+) -> dict[int | str, dict[str, Any]]:
     """The ``responses`` of every route that refuses a request."""
-    content = {"application/problem+json": {"schema": _schema(Problem)}}
+    content = {media_type: {"schema": _schema(body)}}
     return {
         "4XX": {"description": "What is wrong with the request", "content": content},
         "5XX": {"description": "What is wrong with the server", "content": content},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,13 +38,15 @@ class BatchOptions:
 class ServedModel:
     """A loaded model and the two batchers that feed it. Lives on one event loop.
 
-    Whoever works with it holds it through ``use``, so that it is freed only when nobody does.
+    Whoever works with it holds it through ``use``, so that it is freed only when nobody does. ``since`` is
+    when it came into service, in seconds since 1970.
     """
 
     def __init__(self, model: LoadedModel, options: BatchOptions, metrics: Metrics) -> None:
         self.model = model
         self.name = model.name
         self.digest = model.manifest.digest
+        self.since = time.time()
         self._metrics = metrics
         self.images: Batcher[NDArray[np.uint8], Features] = self._batcher(
             "image", model.image, model.encode_pixels, options

@@ -41,10 +41,11 @@ async def classify(request: Request) -> Response:
             wanted = await services.inputs.classify(request)
         work.places.grow_to(len(wanted.pictures))
         async with ended_with_client(request):
-            return JsonResponse(await _classify(services, wanted, work))
+            return JsonResponse(await classified(services, wanted, work))
 
 
-async def _classify(services: Services, wanted: ClassifyRequest, work: Work) -> dict[str, Any]:
+async def classified(services: Services, wanted: ClassifyRequest, work: Work) -> dict[str, Any]:
+    """The answer of ``POST /classify`` to a request that was read and admitted."""
     name = wanted.classes.classifier
     if name is not None:
         await services.classifiers.look_for(name)

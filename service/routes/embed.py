@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from fastapi import APIRouter, Request, Response
 
+from models.tokenizer import TokenizedText
 from service.context import Services, Work, admitted, ended_with_client, services_of
 from service.engine import TextFeatures
-from service.errors import item_error
-from service.inputs import EmbedRequest, Kind
+from service.errors import item_error, named
+from service.inputs import Embeddable, Kind
 from service.responses import JsonResponse, base64_floats, npy_response
 from service.routes.classify import image_features
 from service.schemas import EmbedAnswer, EmbedBody, EmbedOptions, openapi_body
@@ -45,13 +47,15 @@ async def embed(request: Request) -> Response:
         work.places.grow_to(len(wanted.inputs))
         async with ended_with_client(request):
             with services.served_model(wanted.model).use() as served:
-                outcomes = await _embed(services, served, wanted, work)
+                outcomes = await embed_inputs(
+                    services, served, wanted.inputs, work, truncate=wanted.truncate == "end"
+                )
     as_npy = _NPY in request.headers.get("accept", "")
     failed = next((outcome for outcome in outcomes if isinstance(outcome, Exception)), None)
     if failed is not None and (as_npy or len(outcomes) == 1):
         raise failed
     if as_npy:
-        return npy_response(np.stack([_vector(one) for one in outcomes if not isinstance(one, Exception)]))
+        return npy_response(np.stack([vector_of(one) for one in outcomes if not isinstance(one, Exception)]))
     return JsonResponse(
         {
             "model": served.name,
@@ -64,27 +68,47 @@ async def embed(request: Request) -> Response:
     )
 
 
-async def _embed(services: Services, served: ServedModel, wanted: EmbedRequest, work: Work) -> list[Outcome]:
+async def embed_inputs(
+    services: Services,
+    served: ServedModel,
+    inputs: Sequence[Embeddable],
+    work: Work,
+    *,
+    truncate: bool = True,
+) -> list[Outcome]:
     """One outcome an input, in their order; pictures and texts each go to their own encoder."""
-    texts = [one for one in wanted.inputs if isinstance(one, str)]
-    pictures = [one for one in wanted.inputs if not isinstance(one, str)]
+    texts = [one for one in inputs if isinstance(one, str | TokenizedText)]
+    pictures = [one for one in inputs if not isinstance(one, str | TokenizedText)]
     of_texts = iter(
         await services.engine.encode_texts(
-            served, texts, timings=work.timings, truncate=wanted.truncate == "end", deadline=work.deadline
+            served, texts, timings=work.timings, truncate=truncate, deadline=work.deadline
         )
     )
     of_pictures = iter(await image_features(services, served, pictures, work))
-    return [next(of_texts) if isinstance(one, str) else next(of_pictures) for one in wanted.inputs]
+    return [next(of_texts) if isinstance(one, str | TokenizedText) else next(of_pictures) for one in inputs]
 
 
-def _vector(outcome: TextFeatures | Features) -> Features:
+def all_embedded(outcomes: Sequence[Outcome], fields: Sequence[str]) -> list[TextFeatures | Features]:
+    """The outcomes, for answers that have no place for an error of one input.
+
+    Raises:
+        Exception: the first error among them, with the field of its input.
+    """
+    for outcome, field in zip(outcomes, fields, strict=True):
+        if isinstance(outcome, Exception):
+            raise named(outcome, field)
+    return [outcome for outcome in outcomes if not isinstance(outcome, Exception)]
+
+
+def vector_of(outcome: TextFeatures | Features) -> Features:
+    """The features (D,) of a text or a picture."""
     return outcome.features if isinstance(outcome, TextFeatures) else outcome
 
 
 def _entry(index: int, kind: Kind, outcome: Outcome, *, in_base64: bool) -> dict[str, Any]:
     if isinstance(outcome, Exception):
         return {"index": index, "kind": kind, "error": item_error(outcome)}
-    vector = _vector(outcome)
+    vector = vector_of(outcome)
     return {
         "index": index,
         "kind": kind,

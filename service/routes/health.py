@@ -11,11 +11,11 @@ from service.errors import without_folders
 from service.responses import JsonResponse
 
 router = APIRouter(tags=["health"])
-_UNWELL: dict[int | str, dict[str, Any]] = {503: {"description": "The same body, with the reasons"}}
+UNWELL: dict[int | str, dict[str, Any]] = {503: {"description": "The same body, with the reasons"}}
 
 
 @router.head("/health/live", include_in_schema=False)
-@router.get("/health/live", responses=_UNWELL)
+@router.get("/health/live", responses=UNWELL)
 async def live(request: Request) -> Response:
     """200 while the engine works; 503 once a worker has died or hangs: restart the process."""
     failures = [without_folders(one) for one in services_of(request).engine.failures()]
@@ -24,7 +24,7 @@ async def live(request: Request) -> Response:
 
 
 @router.head("/health/ready", include_in_schema=False)
-@router.get("/health/ready", responses=_UNWELL)
+@router.get("/health/ready", responses=UNWELL)
 async def ready(request: Request) -> Response:
     """200 while requests are welcome; 503 while the server starts, drains, or its engine is dead.
 

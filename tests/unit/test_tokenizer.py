@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tokenizers import models as token_models
 from tokenizers import pre_tokenizers, processors
 
-from models.errors import ManifestError
+from models.errors import ManifestError, UnknownTokenError
 from models.manifest import TextSpec
 from models.tokenizer import Tokenizer, _repair
 
@@ -68,6 +68,34 @@ def test_ids_are_padded_to_the_context(make: Make) -> None:
 def test_dynamic_length_leaves_the_padding_out(make: Make) -> None:
     texts = make(dynamic_length=True)(["a red circle", ""])
     assert [text.ids.tolist() for text in texts] == [[START, 4, 5, 6, END], [START, END]]
+
+
+@pytest.mark.parametrize("dynamic", [True, False])
+@pytest.mark.parametrize(
+    "given",
+    [[4, 5], [START, 4, 5], [4, 5, END], [START, 4, 5, END], [START, 4, 5, END, PAD, PAD, PAD]],
+)
+def test_ids_given_back_are_the_text_they_came_from(make: Make, given: list[int], dynamic: bool) -> None:
+    tokenizer = make(dynamic_length=dynamic)
+    (text,), again = tokenizer(["a red"]), tokenizer.from_ids(given)
+    assert again.ids.tolist() == text.ids.tolist()
+    assert (again.count, again.truncated) == (text.count, text.truncated) == (4, False)
+
+
+def test_too_many_ids_are_cut_like_the_text(make: Make) -> None:
+    (text,), again = make()(["a red a red circle"]), make().from_ids([4, 5, 4, 5, 6])
+    assert again.ids.tolist() == text.ids.tolist()
+    assert (again.count, again.truncated) == (text.count, text.truncated) == (6, True)
+
+
+def test_no_ids_are_the_empty_text(make: Make) -> None:
+    assert make().from_ids([]).ids.tolist() == make()([""])[0].ids.tolist()
+
+
+@pytest.mark.parametrize("unknown", [-1, 9, 2**40])
+def test_an_id_that_no_text_has_is_refused(make: Make, unknown: int) -> None:
+    with pytest.raises(UnknownTokenError, match=f"{unknown} is none of the model's 9 token ids"):
+        make().from_ids([4, unknown])
 
 
 @pytest.mark.parametrize("dynamic", [True, False])

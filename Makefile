@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 WORKERS ?= auto
 
-.PHONY: run test lint format bench bench-peers train-shapes evaluate-shapes test-e2e test-zoo fuzz soak lock image clean
+.PHONY: run test lint format bench bench-peers train-shapes evaluate-shapes test-e2e test-zoo fuzz soak lock audit sbom image clean
 
 run: $(VENV)/.serving  ## create the environment and serve the embedded model
 	$(BIN)/clipserve serve
@@ -51,8 +51,17 @@ evaluate-shapes: $(VENV)/.developing  ## measure the embedded model and write it
 image:  ## build the CPU image on a bare Debian with buildah and try it (as root; see docs/docker.md)
 	docker/build-and-try.sh
 
-lock: $(VENV)/.developing  ## write constraints.txt from what is installed
-	$(BIN)/pip freeze --exclude-editable --exclude clipserve | grep -v ' @ ' > constraints.txt
+lock: $(VENV)/.developing  ## pin all that any extra needs; to have a version chosen anew, take its line out first
+	$(BIN)/pip install --quiet --dry-run --ignore-installed --report - --constraint constraints.txt \
+	    '.[cpu,gpu,redis,otel,bulk,export,fuzz,dev]' > constraints.json
+	$(BIN)/python docker/pins.py < constraints.json > constraints.txt
+	rm constraints.json
+
+audit: $(VENV)/.developing  ## look for known vulnerabilities in what is pinned (asks pypi.org)
+	$(BIN)/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt
+
+sbom: $(VENV)/.developing  ## write sbom.cdx.json: what serving is made of, with versions and licences
+	$(BIN)/python docker/sbom.py cpu redis otel > sbom.cdx.json
 
 clean:  ## remove the environment and every cache
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
@@ -61,7 +70,7 @@ $(BIN)/pip:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.serving: $(BIN)/pip pyproject.toml constraints.txt
-	$(PIP) --editable '.[cpu]'
+	$(PIP) --editable '.[cpu,bulk]'
 	touch $@
 
 $(VENV)/.developing: $(BIN)/pip pyproject.toml constraints.txt

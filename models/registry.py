@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,17 @@ class LoadedModel:
             lengths = np.linalg.norm(features, axis=1)
             if not np.allclose(lengths, 1, atol=1e-2):
                 raise ManifestError(f"{self.name}: {tower} gives features that are not L2-normalised")
+        self._warm_buckets()
+
+    def _warm_buckets(self) -> None:
+        """Every shape that batches are padded to, where they are: a GPU's first of each takes seconds."""
+        size, text = self.manifest.image.size, self.manifest.text
+        for count in self.image.buckets:
+            self.image.warm_up(np.zeros((count, size, size, 3), np.uint8))
+        step = self.text.length_step if text.dynamic_length else text.context_length
+        lengths = {min(length + step, text.context_length) for length in range(0, text.context_length, step)}
+        for count, length in product(self.text.buckets, sorted(lengths)):
+            self.text.warm_up(np.zeros((count, length), np.int64))
 
     def describe(self) -> dict[str, Any]:
         """What ``GET /models`` tells about a loaded model."""
@@ -244,9 +256,13 @@ class ModelRegistry:
 
     def _options_for(self, manifest: ModelManifest) -> RuntimeOptions:
         """A folder of the cache for each set of weights: runtimes know a file by its path and time alone."""
-        if self._options.cache_dir is None:
-            return self._options
-        return replace(self._options, cache_dir=self._options.cache_dir / manifest.digest[:32])
+        cache = self._options.cache_dir
+        return replace(
+            self._options,
+            weights=manifest.precision,
+            context_length=manifest.text.context_length,
+            cache_dir=cache and cache / manifest.digest[:32],
+        )
 
 
 def describe(manifest: ModelManifest) -> dict[str, Any]:

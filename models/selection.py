@@ -92,7 +92,7 @@ def _candidates(options: RuntimeOptions) -> list[RuntimeOptions]:
     onnxruntime = replace(options, runtime="onnxruntime", precision="fp32")
     if options.runtime == "onnxruntime":
         return [replace(options, precision="fp32" if options.precision == "auto" else options.precision)]
-    if options.runtime == "auto" and (options.provider == "cuda" or _has_cuda(options)):
+    if options.runtime == "auto" and (options.provider in {"cuda", "tensorrt"} or _has_cuda(options)):
         return [onnxruntime]
     if options.runtime == "auto" and importlib.util.find_spec("openvino") is None:
         _LOG.info("openvino is not installed: models run in ONNX Runtime")

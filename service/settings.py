@@ -7,10 +7,10 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr, ValidationInfo, field_validator
+from pydantic import Field, NonNegativeInt, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from models.runtimes import Provider, RuntimeName, RuntimeOptions, RuntimePrecision
+from models.runtimes import Provider, RuntimeName, RuntimeOptions, RuntimePrecision, Switch
 from service.keys import Key, parse_admin_key, parse_entries, read_entries
 from service.urls import is_host_pattern
 
@@ -47,8 +47,14 @@ class Settings(BaseSettings):
     provider: Provider = Field("auto", description="Execution provider; what is asked for is what runs.")
     inference_threads: int = Field(0, ge=0, le=1024, description="Threads of a graph; 0: one a core.")
     decode_threads: int = Field(0, ge=0, le=1024, description="Threads that decode pictures; 0: one a core.")
-    device_id: int = Field(0, ge=0, description="Which GPU.")
+    devices: Annotated[tuple[NonNegativeInt, ...], NoDecode] = Field(
+        (0,), min_length=1, description="GPUs by number, separated by commas; each has an engine of its own."
+    )
     gpu_memory_limit: int = Field(0, ge=0, description="Bytes of GPU memory a session may take; 0: no limit.")
+    batch_buckets: Switch = Field(
+        "auto", description="Pad batches to 1, 2, 4, … up to MAX_BATCH, each warmed; auto: on GPUs."
+    )
+    cuda_graphs: bool = Field(False, description="Record the kernels of each batch bucket; CUDA only.")
 
     max_batch: int = Field(32, ge=1, le=4096, description="Items in one batch; a runtime may prefer fewer.")
     max_queue: int = Field(1024, ge=1, description="Items admitted at once; above it requests get 429.")
@@ -136,7 +142,7 @@ class Settings(BaseSettings):
     log_format: Literal["json", "text"] = Field("json", description="One JSON object a line, or plain text.")
     access_log: bool = Field(True, description="Log a line a request.")
 
-    @field_validator("models", "url_ports", "api_keys", "cors_origins", mode="before")
+    @field_validator("models", "devices", "url_ports", "api_keys", "cors_origins", mode="before")
     @classmethod
     def _split_commas(cls, value: object) -> object:
         if isinstance(value, str):
@@ -259,8 +265,11 @@ class Settings(BaseSettings):
             precision=self.runtime_precision,
             provider=self.provider,
             threads=self.inference_threads,
-            device_id=self.device_id,
+            devices=self.devices,
             gpu_memory_limit=self.gpu_memory_limit,
+            max_batch=self.max_batch,
+            buckets=self.batch_buckets,
+            cuda_graphs=self.cuda_graphs,
             cache_dir=self.cache_folder,
         )
 

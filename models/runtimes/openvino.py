@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from models.cores import inference_threads
 from models.errors import ManifestError, RuntimeUnavailableError
-from models.runtimes import RuntimeOptions
+from models.runtimes import LENGTH_STEP, RuntimeOptions
 
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
 # ViT-B-32 in bf16 costs a core 46 ms a picture in batches of 8 and of 32 alike. At 64 clients and four slots
@@ -33,6 +33,8 @@ class OpenVinoSession:
 
     runtime = "openvino"
     provider = "cpu"
+    buckets: tuple[int, ...] = ()
+    length_step = LENGTH_STEP
 
     def __init__(self, path: Path, options: RuntimeOptions) -> None:
         if options.provider not in {"auto", "cpu"}:
@@ -63,6 +65,10 @@ class OpenVinoSession:
             return features
         finally:
             self._give_back(request, is_alone=is_alone)
+
+    def warm_up(self, batch: NDArray[Any]) -> None:
+        """One run: see ``models.runtimes.Session.warm_up``."""
+        self.run(batch)
 
     def close(self) -> None:
         """Drop the requests, and with them the graphs; OpenVINO frees their memory with the last one."""

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from models.manifest import TextSpec
-from models.text_batches import STEP, cheapest_runs, encode_tokens
+from models.runtimes import LENGTH_STEP as STEP
+from models.text_batches import cheapest_runs, encode_tokens
 from models.tokenizer import Tokenizer
 
 _CONTEXT = 20
@@ -23,6 +24,8 @@ class CountingSession:
     """Gives the sum and the number of a sequence's non-padding ids; remembers the shapes it was given."""
 
     runtime, provider, precision, slots, best_batch = "counting", "cpu", "fp32", 1, None
+    buckets: tuple[int, ...] = ()
+    length_step = STEP
 
     def __init__(self) -> None:
         self.shapes: list[tuple[int, ...]] = []
@@ -30,6 +33,8 @@ class CountingSession:
     def run(self, batch: NDArray[np.int64]) -> NDArray[np.float32]:
         self.shapes.append(batch.shape)
         return np.stack([batch.sum(axis=1), (batch != 0).sum(axis=1)], axis=1).astype(np.float32)
+
+    def warm_up(self, batch: NDArray[np.int64]) -> None: ...
 
     def close(self) -> None: ...
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -95,11 +95,11 @@ def _encoder(
     settings: Settings, model: str | None, server: str | None, api_key: str | None
 ) -> Iterator[Encoder]:
     if server is not None:
-        from service.evaluation.server import ServerEncoder
+        from service.evaluation.server import connected
 
         if not server.startswith(("http://", "https://")):
             raise typer.BadParameter("must begin with http:// or https://", param_hint="--server")
-        with closing(ServerEncoder(server, model=model, api_key=_secret(api_key))) as remote:
+        with connected(server, model=model, api_key=_secret(api_key)) as remote:
             yield remote
         return
     from service.evaluation.encoder import LocalEncoder

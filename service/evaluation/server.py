@@ -6,6 +6,7 @@ import time
 from base64 import b64decode
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,32 +33,44 @@ T = TypeVar("T")
 Send = Callable[[Sequence[T]], httpx.Response]
 
 
+@contextmanager
+def connected(url: str, *, model: str | None = None, api_key: str | None = None) -> Iterator[ServerEncoder]:
+    """The model ``model``, or the default one, of the server at ``url``.
+
+    Raises:
+        ServerError: the server cannot be reached, wants another key, or does not know the model.
+    """
+    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    try:
+        client = httpx.Client(base_url=url, headers=headers, timeout=_TIMEOUT)
+    except (httpx.InvalidURL, UnicodeEncodeError) as error:
+        raise ServerError(f"the address or the key of the server cannot be sent: {error}") from error
+    with client:
+        yield ServerEncoder(client, model=model)
+
+
 class ServerEncoder:
     """Several requests are under way at once, so that the server has full batches.
 
     A busy server is asked again when it says so, for up to two minutes; what is too large for one request is
     sent in two halves.
-
-    Raises:
-        ServerError: the server cannot be reached, wants another key, or does not know the model.
     """
 
-    def __init__(self, url: str, *, model: str | None = None, api_key: str | None = None) -> None:
-        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        self._client = httpx.Client(base_url=url, headers=headers, timeout=_TIMEOUT)
-        self.name = model or str(self._get("/models")["default"])
-        facts = self._get(f"/models/{quote(self.name, safe='')}")
-        self.digest = str(facts["digest"])
-        self.scoring = ScoringSpec.model_validate(facts["scoring"])
-        known = self._get("/template-sets")
-        self.default_template_set = str(known["default"])
-        self.template_sets = [
-            TemplateSet(name=one["name"], templates=tuple(one["templates"])) for one in known["template_sets"]
-        ]
-
-    def close(self) -> None:
-        """Let go of connections."""
-        self._client.close()
+    def __init__(self, client: httpx.Client, *, model: str | None = None) -> None:
+        self._client = client
+        try:
+            self.name = model or str(self._get("/models")["default"])
+            facts = self._get(f"/models/{quote(self.name, safe='')}")
+            self.digest = str(facts["digest"])
+            self.scoring = ScoringSpec.model_validate(facts["scoring"])
+            known = self._get("/template-sets")
+            self.default_template_set = str(known["default"])
+            self.template_sets = [
+                TemplateSet(name=one["name"], templates=tuple(one["templates"]))
+                for one in known["template_sets"]
+            ]
+        except (ValueError, KeyError, TypeError) as error:  # pydantic's errors are ValueErrors
+            raise ServerError(f"what answers at {client.base_url} is no clipserve server") from error
 
     def pictures(self, paths: Sequence[Path]) -> Iterator[Outcome]:
         """As ``Encoder.pictures``."""
@@ -155,7 +168,7 @@ def _detail(answer: httpx.Response) -> str:
     try:
         return str(answer.json()["detail"])
     except (ValueError, KeyError, TypeError):
-        return f"{answer.reason_phrase or 'no further explanation'}"
+        return answer.reason_phrase or "without a reason"
 
 
 def _refusal(answer: httpx.Response) -> ServerError:

@@ -12,7 +12,7 @@ from rich.markup import escape
 
 from models.errors import ModelError
 from prompts.errors import PromptError
-from service.commands import acquire, classifiers, evaluate, keys, local, models, serve
+from service.commands import acquire, classifiers, evaluate, keys, local, models, serve, warm
 from service.evaluation.errors import EvaluationError
 
 app = typer.Typer(
@@ -32,6 +32,7 @@ local.register(app)
 evaluate.register(app)
 acquire.register(app)
 models.register(app)
+warm.register(app)
 classifiers.register(app)
 keys.register(app)
 

@@ -203,7 +203,7 @@ class Playground {
 
   #showCode() {
     const picture = this.#selected;
-    find("code").hidden = !picture || this.#labels.all.length === 0;
+    find("code").hidden = !picture || picture.problems.has(this.#model.value) || this.#labels.all.length === 0;
     if (!find("code").hidden) find("snippet").textContent = this.#snippet(this.#language);
   }
 

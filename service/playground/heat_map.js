@@ -55,7 +55,9 @@ function rowHead(picture, choose) {
 }
 
 function cell(score = 0, isBest = false) {
-  const node = make("td", { textContent: shortPercent(score), className: score > 0.5 ? "dark" : "" });
+  // From `hot` on, text in the other colour stands out more.
+  const warmth = score > 0.8 ? "hot" : score > 0.02 || isBest ? "warm" : "";
+  const node = make("td", { textContent: shortPercent(score), className: warmth });
   node.classList.toggle("best", isBest);
   node.style.setProperty("--score", score);
   return node;

@@ -83,6 +83,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         version="0.1.0",
         description=_DESCRIPTION,
         lifespan=lifespan,
+        # FastAPI's own would send queries, and with them labels; ours are in service.tracing.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
         redirect_slashes=False,  # a redirect would lead wherever the request's Host says
         exception_handlers={HTTPException: _leave_to_observe},
         responses=openapi_errors(),

@@ -9,12 +9,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import typer
 from numpy.typing import NDArray
 from rich.console import Console
@@ -134,6 +133,10 @@ def embed(
         raise typer.BadParameter("give pictures, or texts with --text")
     if out.suffix not in {".npy", ".parquet"}:
         raise typer.BadParameter("must end in .npy or .parquet", param_hint="--out")
+    if out.suffix == ".parquet" and find_spec("pyarrow") is None:
+        raise typer.BadParameter(
+            "a .parquet needs the extra clipserve[bulk]; .npy does not", param_hint="--out"
+        )
     if not out.parent.is_dir():
         raise typer.BadParameter(f"the folder {out.parent} does not exist", param_hint="--out")
     settings = Settings()
@@ -213,6 +216,9 @@ def _write(out: Path, names: list[str], kinds: list[str], rows: NDArray[np.float
     if out.suffix == ".npy":
         np.save(out, rows)
         return
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     vectors = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), rows.shape[1])
     pq.write_table(pa.table({"input": names, "kind": kinds, "embedding": vectors}), out)
 

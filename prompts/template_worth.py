@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,4 +47,9 @@ class TemplateFeatures:
         """
         if self.count == 1:
             raise EmbeddingError("templates: the only one cannot be left out")
-        return normalise(np.delete(self.unit, template, axis=1).sum(axis=1), field="classes")
+        return normalise(self._total - self.unit[:, template], field="classes")
+
+    @cached_property
+    def _total(self) -> NDArray[np.float32]:
+        """Over templates, (C, D): summing the others anew for each template would take T times as long."""
+        return np.asarray(self.unit.sum(axis=1), np.float32)

@@ -167,7 +167,7 @@ def _share(share: Estimate, sign: str = "") -> str:
 
 
 def _percent(share: float, sign: str = "") -> str:
-    return format(100 * share, f"{sign}.1f")
+    return format(round(100 * share, 1) + 0.0, f"{sign}.1f")  # never -0.0
 
 
 def _as_json(found: Evaluation) -> bytes:

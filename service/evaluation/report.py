@@ -221,7 +221,8 @@ def _percent(share: float) -> str:
 
 def _points(share: float) -> str:
     """A difference of shares in percentage points, with its sign."""
-    return f"{100 * share:+.1f}".replace("-", "\u2212").replace("+0.0", "0.0").replace("\u22120.0", "0.0")
+    points = f"{100 * share:+.2f}"
+    return "0" if float(points) == 0 else points.replace("-", "\u2212")
 
 
 def _verdict(worth: Estimate) -> str:

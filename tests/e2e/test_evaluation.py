@@ -104,6 +104,17 @@ def test_the_most_confused_are_wrong_and_come_worst_first(
     assert leads[-1] > 1
 
 
+def test_what_is_never_wrong_is_reported_too(tmp_path: Path) -> None:
+    folder = write_blurred_shapes(tmp_path / "easy", list(PAIRS[::12]), copies=2)
+    arguments = ("--template-set", "photo", "--template-set", "shapes", "--report", tmp_path / "page.html")
+    found = evaluated(tmp_path, folder, *arguments)
+    assert [one["top1"]["value"] for one in found["template_sets"]] == [1.0, 1.0]
+    page = (tmp_path / "page.html").read_text()
+    assert "Which templates to keep" in page
+    assert "Most confused pictures" not in page
+    assert not re.search(r"\bnan\b", page)
+
+
 def test_bad_pictures_are_listed_and_cost_nothing(few: Path, tmp_path: Path) -> None:
     spoilt = tmp_path / "spoilt"
     for file in few.rglob("*.png"):

@@ -68,6 +68,30 @@ def _in_float(norm: nn.Module) -> None:
     norm.register_forward_hook(narrow)
 
 
+def _widen_softmax(path: Path) -> None:
+    """Let every float16 Softmax of a graph compute in float32; weights beside the file stay as they are."""
+    import onnx
+
+    model = onnx.load(path, load_external_data=False)
+    graph, half = model.graph, onnx.TensorProto.FLOAT16
+    halves = {value.name for value in graph.value_info if value.type.tensor_type.elem_type == half}
+    nodes = []
+    for node in graph.node:
+        if node.op_type != "Softmax" or node.input[0] not in halves:
+            nodes.append(node)
+            continue
+        given, taken = node.input[0], node.output[0]
+        node.input[0], node.output[0] = f"{taken}_wide_input", f"{taken}_wide"
+        nodes += [
+            onnx.helper.make_node("Cast", [given], [node.input[0]], to=onnx.TensorProto.FLOAT),
+            node,
+            onnx.helper.make_node("Cast", [node.output[0]], [taken], to=half),
+        ]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    onnx.save(model, path)
+
+
 def _quantise(path: Path, *, operators: tuple[str, ...]) -> None:
     """Weights of ``operators`` as int8, a scale a channel; activations are quantised as they come.
 
@@ -95,7 +119,12 @@ def _quantise(path: Path, *, operators: tuple[str, ...]) -> None:
 
 RECIPES: dict[Precision, tuple[Recipe, ...]] = {
     "fp32": (Recipe(description="float32"),),
-    "fp16": (Recipe(description="float16, layer norms in float32", prepare=_half),),
+    "fp16": (
+        Recipe(description="float16, layer norms in float32", prepare=_half),
+        Recipe(
+            description="float16, layer norms and softmax in float32", prepare=_half, finish=_widen_softmax
+        ),
+    ),
     "int8": (
         Recipe(
             description="int8 weights and token embeddings",

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from models.errors import ManifestError, UnknownTokenError
 from models.manifest import TextSpec
 
+_NO_TOKEN = 2**32  # ids are 32 bits wide
 _PUNCTUATION = str.maketrans("_", " ", string.punctuation.replace("_", ""))
 
 
@@ -65,9 +66,10 @@ class Tokenizer:
         Raises:
             UnknownTokenError: one of them is none of this tokenizer's.
         """
-        for token in ids:
-            if token not in self._known:
-                raise UnknownTokenError(f"{token} is none of the model's {len(self._known)} token ids")
+        for token in set(ids):
+            if not 0 <= token < _NO_TOKEN or self._backend.id_to_token(token) is None:
+                size = self._backend.get_vocab_size()
+                raise UnknownTokenError(f"{token} is none of the model's {size} token ids")
         start, end = self._frame
         own = list(ids)
         if start and own[: len(start)] == start:
@@ -91,10 +93,6 @@ class Tokenizer:
         for row, ids in zip(padded, batch, strict=True):
             row[: len(ids)] = ids
         return padded
-
-    @cached_property
-    def _known(self) -> frozenset[int]:
-        return frozenset(self._backend.get_vocab().values())
 
     @cached_property
     def _frame(self) -> tuple[list[int], list[int]]:

@@ -6,6 +6,8 @@ items such as ``{"image": "data:…"}`` among the texts.
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
@@ -149,10 +151,10 @@ async def embeddings(request: Request) -> Response:
             with services.served_model(body.model).use() as served:
                 _check_dimensions(body, served)
                 fields = [f"input[{place}]" for place in range(len(body.input))]
-                inputs = [
-                    _embeddable(one, field, body.modality, services.inputs, served.model.tokenizer)
-                    for one, field in zip(body.input, fields, strict=True)
-                ]
+                # In a thread: half a million token ids take a while to check.
+                inputs = await asyncio.to_thread(
+                    _embeddables, body, fields, services.inputs, served.model.tokenizer
+                )
                 outcomes = await embed_inputs(services, served, inputs, work, truncate=body.truncate == "end")
     embedded = all_embedded(outcomes, fields)
     tokens = sum(one.tokens for one in embedded if isinstance(one, TextFeatures))
@@ -200,6 +202,15 @@ def _check_dimensions(body: EmbeddingsBody, served: ServedModel) -> None:
     dim = served.model.manifest.embedding_dim
     if body.dimensions not in {None, dim}:
         raise InvalidRequestError(f"dimensions: must be {dim}, as {served.name!r} has them, or left out")
+
+
+def _embeddables(
+    body: EmbeddingsBody, fields: Sequence[str], reader: InputReader, tokenizer: Tokenizer
+) -> list[Embeddable]:
+    return [
+        _embeddable(one, field, body.modality, reader, tokenizer)
+        for one, field in zip(body.input, fields, strict=True)
+    ]
 
 
 def _embeddable(

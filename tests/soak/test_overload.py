@@ -10,17 +10,20 @@ from time import perf_counter
 import pytest
 import uvloop
 
+from benchmarks.requests import forms
 from tests.pictures import png
 from tests.server import Server, running_server
 from tests.soak.open_loop import closed_loop, open_loop
 from tests.soak.vitals import Vitals
 from tests.soak.wire import Connection, request
 
-QUEUE = 8  # items: so many that batches never starve, so few that nobody waits long
-PICTURES = [
-    request("POST", "/classify?labels=red+circle&labels=blue+star", png(seed, 64, 64), "image/png")
-    for seed in range(32)
-]
+ITEMS = 4  # pictures of a request: they make the encoder, not HTTP, what decides how much is too much
+AT_ONCE = 6  # requests the queue takes: so many that batches never starve, so few that nobody waits long
+REQUESTS = forms(
+    "/classify",
+    [[png(ITEMS * number + item, 64, 64) for item in range(ITEMS)] for number in range(16)],
+    [("labels", "red circle"), ("labels", "blue star")],
+)
 PROBES = [request("GET", path) for path in ("/health/live", "/health/ready", "/metrics")]
 
 
@@ -42,7 +45,7 @@ SHORT = Promise(seconds=4, goodput=0.2, slowdown=50, probe_seconds=2, growth=0.1
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    settings = {"models": "shapes", "inference_threads": 1, "decode_threads": 1, "max_queue": QUEUE}
+    settings = {"models": "shapes", "inference_threads": 1, "decode_threads": 1, "max_queue": ITEMS * AT_ONCE}
     with running_server(tmp_path_factory.mktemp("overload"), **settings) as server:
         yield server
 
@@ -63,16 +66,16 @@ def test_overload_is_refused_and_slows_nothing_down(server: Server, promise: Pro
 
 
 async def _hold_to(promise: Promise, port: int, pid: int) -> None:
-    await closed_loop(port, PICTURES, clients=QUEUE, seconds=promise.seconds / 12)
+    await closed_loop(port, REQUESTS, clients=AT_ONCE, seconds=promise.seconds / 12)
     windows = [
-        await closed_loop(port, PICTURES, clients=QUEUE, seconds=promise.seconds / 12) for _ in range(4)
+        await closed_loop(port, REQUESTS, clients=AT_ONCE, seconds=promise.seconds / 12) for _ in range(4)
     ]
     peak = max(windows, key=lambda window: window.goodput)
-    usual = await open_loop(port, PICTURES, rate=0.8 * peak.goodput, seconds=promise.seconds / 2)
-    await open_loop(port, PICTURES, rate=4 * peak.goodput, seconds=promise.seconds / 12)
+    usual = await open_loop(port, REQUESTS, rate=0.8 * peak.goodput, seconds=promise.seconds / 2)
+    await open_loop(port, REQUESTS, rate=4 * peak.goodput, seconds=promise.seconds / 12)
     before = Vitals.of(pid).memory
     probing = asyncio.create_task(_slowest_probe(port))
-    flood = await open_loop(port, PICTURES, rate=4 * peak.goodput, seconds=promise.seconds)
+    flood = await open_loop(port, REQUESTS, rate=4 * peak.goodput, seconds=promise.seconds)
     probing.cancel()
     slowest = await probing
     growth = Vitals.of(pid).memory / before - 1

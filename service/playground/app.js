@@ -11,6 +11,7 @@ import { Prompts } from "./prompts.js";
 import { asCurl, asPython, copy } from "./snippets.js";
 
 const atOnce = 32; // embeddings in one request
+const startingSeconds = 1.5; // between two looks at a server that loads its models
 const writers = { curl: asCurl, python: asPython };
 
 class Playground {
@@ -53,7 +54,8 @@ class Playground {
       this.#model.replaceChildren(...[...this.#models.keys()].map((name) => new Option(name)));
       this.#model.value = models.default;
       this.#prompts.offer(sets);
-      this.#problem = null;
+      this.#problem = this.#isStarted ? null : "The server is still loading its model.";
+      if (!this.#isStarted) setTimeout(() => this.start(), 1000 * startingSeconds);
     } catch (error) {
       this.#problem = messageOf(error);
     }
@@ -176,6 +178,11 @@ class Playground {
     this.#showCode();
     const { runtime, provider, runtime_precision: precision } = this.#models.get(this.#model.value) ?? {};
     find("model-note").textContent = [runtime, provider, precision].filter(Boolean).join(", ");
+    if (!this.#request && !this.#pictures.isBusy) this.#showHeatMap();
+  }
+
+  /** Only between requests: it is the one thing here that takes long to draw. */
+  #showHeatMap() {
     const rows = this.#ready
       .filter((picture) => this.#scores.has(picture))
       .map((picture) => ({ picture, predictions: this.#scores.get(picture) }));

@@ -17,6 +17,8 @@ export class Gallery {
   #pictures;
   #select;
   #remove;
+  #items = new Map(); // picture → its thumbnail
+  #adder = make("li", {}, addButton());
 
   /** `add(files, {source})`, `select(picture)`, `remove(picture)` are what the user may do. */
   constructor(pictures, { add, select, remove, clear, suggest }) {
@@ -37,37 +39,51 @@ export class Gallery {
     find("welcome").hidden = all.length > 0;
     find("stage").hidden = find("thumbnails").hidden = find("clear").hidden = all.length === 0;
     if (selected) showOnStage(selected);
-    const hadFocus = find("thumbnails").contains(document.activeElement);
-    find("thumbnails").replaceChildren(
-      ...all.map((picture) => this.#thumbnail(picture, { isSelected: picture === selected, model })),
-      make("li", {}, addButton()),
-    );
-    if (hadFocus) find("thumbnails").querySelector("[aria-pressed=true], .add")?.focus();
+    this.#keepThumbnails(all);
+    for (const [picture, item] of this.#items) describe(item.firstChild, picture, { isSelected: picture === selected, model });
   }
 
-  #thumbnail(picture, { isSelected, model }) {
-    const problem = picture.problems.get(model);
-    const isBusy = !problem && !picture.embeddings.get(model);
-    const state = problem ? ", not readable" : isBusy ? ", being encoded" : "";
+  /** Thumbnails stay the same elements: a hundred pictures would be decoded over and over. */
+  #keepThumbnails(all) {
+    const isSame = all.length === this.#items.size && all.every((picture) => this.#items.has(picture));
+    if (isSame) return;
+    const list = find("thumbnails");
+    const hadFocus = list.contains(document.activeElement);
+    this.#items = new Map(all.map((picture) => [picture, this.#items.get(picture) ?? this.#thumbnail(picture)]));
+    list.replaceChildren(...this.#items.values(), this.#adder);
+    if (hadFocus) (list.querySelector("button") ?? find("choose")).focus();
+  }
+
+  #thumbnail(picture) {
     const show = make(
       "button",
-      {
-        type: "button",
-        className: `thumbnail ${problem ? "broken" : isBusy ? "busy" : ""}`,
-        title: problem ?? picture.name,
-        "aria-label": `${picture.name}${state}`,
-        "aria-pressed": String(isSelected),
-      },
+      { type: "button", className: "thumbnail" },
       make("img", { src: picture.address, alt: "", loading: "lazy" }),
     );
     show.addEventListener("click", () => this.#select(picture));
     show.addEventListener("keydown", (event) => {
       if (event.key === "Delete" || event.key === "Backspace") this.#remove(picture);
     });
-    const remove = make("button", { type: "button", className: "remove", "aria-label": `Remove ${picture.name}`, textContent: "×" });
+    const remove = make("button", {
+      type: "button",
+      className: "remove",
+      "aria-label": `Remove ${picture.name}`,
+      textContent: "×",
+    });
     remove.addEventListener("click", () => this.#remove(picture));
     return make("li", {}, show, remove);
   }
+}
+
+function describe(button, picture, { isSelected, model }) {
+  const problem = picture.problems.get(model);
+  const isBusy = !problem && !picture.embeddings.get(model);
+  const state = problem ? ", not readable" : isBusy ? ", being encoded" : "";
+  button.classList.toggle("broken", Boolean(problem));
+  button.classList.toggle("busy", isBusy);
+  button.title = problem ?? picture.name;
+  button.ariaLabel = `${picture.name}${state}`;
+  button.ariaPressed = String(isSelected);
 }
 
 function showOnStage(picture) {
@@ -81,7 +97,12 @@ function showOnStage(picture) {
 }
 
 function addButton() {
-  const button = make("button", { type: "button", className: "thumbnail add", "aria-label": "Add pictures", textContent: "+" });
+  const button = make("button", {
+    type: "button",
+    className: "thumbnail add",
+    "aria-label": "Add pictures",
+    textContent: "+",
+  });
   button.addEventListener("click", () => find("files").click());
   return button;
 }

@@ -22,6 +22,10 @@ export class Pictures {
     return this.#all;
   }
 
+  get isBusy() {
+    return this.#running > 0;
+  }
+
   /** Adds files and returns what became of them; `source` is where the server itself has the file. */
   add(files, { source = null } = {}) {
     const added = [...files].slice(0, most - this.#all.length).map((file) => ({
@@ -64,6 +68,7 @@ export class Pictures {
       this.#encode(this.#waiting.shift()).finally(() => {
         this.#running -= 1;
         this.#next();
+        this.#changed();
       });
     }
   }
@@ -77,6 +82,5 @@ export class Pictures {
       picture.embeddings.delete(model);
       picture.problems.set(model, error instanceof Refusal ? error.message : "The picture cannot be read.");
     }
-    this.#changed();
   }
 }

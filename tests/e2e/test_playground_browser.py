@@ -17,6 +17,7 @@ from playwright.sync_api import Browser, BrowserContext, Route, expect
 from service.keys import new_key
 from tests.browser import CHROMIUM, Playground, chromium
 from tests.server import Server, running_server
+from tests.toy_models import write_toy_model
 
 SAMPLES = Path(__file__).parents[2] / "samples"
 BROKEN = (SAMPLES / "red-circle.png").read_bytes()[:200]
@@ -135,6 +136,65 @@ def test_a_broken_file_is_an_error_and_the_others_are_answered(playground: Playg
     page.get_by_label("red-circle.png", exact=True).click()
     playground.expect_best("red circle")
     expect(page.get_by_role("alert")).to_be_hidden()
+
+
+def test_while_the_server_works_the_page_says_so_and_old_answers_are_not_shown(
+    playground: Playground,
+) -> None:
+    page = playground.page
+    held: list[Route] = []
+
+    def hold(route: Route) -> None:
+        held.append(route)
+
+    page.route("**/embed", hold)
+    playground.drop("mine.png", sample("red-circle.png"))
+    playground.type_labels("red circle, blue star")
+    expect(page.locator("#empty-text")).to_have_text("Looking at the picture…")
+    expect(page.locator("#result")).to_have_attribute("aria-busy", "true")
+
+    page.route("**/classify", hold)
+    held.pop().continue_()
+    while not held:
+        page.wait_for_timeout(10)
+    page.unroute("**/classify")
+    playground.type_labels("green triangle")
+    expect(page.locator("#bars li")).to_have_count(3)
+    held.pop().abort()  # the first answer never comes, and nobody waits for it
+    playground.expect_best("red circle")
+    expect(page.get_by_role("alert")).to_be_hidden()
+
+
+def test_a_server_that_still_starts_is_waited_for(context: BrowserContext, server: Server) -> None:
+    page = context.new_page()
+    looks = 0
+
+    def answer(route: Route) -> None:
+        nonlocal looks
+        looks += 1
+        models = route.fetch().json()
+        models["models"] = [one | {"loaded": looks > 1} for one in models["models"]]
+        route.fulfill(json=models)
+
+    page.route("**/models", answer)
+    playground = Playground(page, f"{server.url()}/")
+    expect(page.get_by_role("alert")).to_contain_text("still loading")
+    page.get_by_role("button", name="Try the sample blue star").click()
+    playground.expect_best("blue star")
+    expect(page.get_by_role("alert")).to_be_hidden()
+
+
+def test_each_model_encodes_a_picture_once(context: BrowserContext, tmp_path: Path) -> None:
+    write_toy_model(tmp_path / "models")
+    with running_server(tmp_path, models="shapes,toy") as server:
+        playground = Playground(context.new_page(), f"{server.url()}/")
+        playground.page.get_by_role("button", name="Try the sample blue star").click()
+        playground.expect_best("blue star")
+        for model in ("toy", "shapes", "toy"):
+            with playground.page.expect_response("**/classify") as response:
+                playground.page.get_by_label("Model", exact=True).select_option(model)
+            assert response.value.json()["model"] == model
+            assert playground.times_asked("embed") == 2
 
 
 def test_a_sample_needs_one_click(playground: Playground) -> None:

@@ -57,7 +57,7 @@ lock: $(VENV)/.developing  ## pin all that any extra needs; to have a version ch
 	$(BIN)/python docker/pins.py < constraints.json > constraints.txt
 	rm constraints.json
 
-audit: $(VENV)/.developing  ## look for known vulnerabilities in what is pinned (asks pypi.org)
+audit: $(VENV)/.developing  ## look for known vulnerabilities in what is pinned
 	$(BIN)/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt
 
 sbom: $(VENV)/.developing  ## write sbom.cdx.json: what serving is made of, with versions and licences

@@ -7,6 +7,7 @@ pictures are resized without interpolation, transparent ones with their colours 
 
 from __future__ import annotations
 
+import re
 import warnings
 from io import BytesIO
 
@@ -41,6 +42,13 @@ _UPRIGHT = {
 _ENLARGED_AT_ONCE = 2**24
 _NARROWEST = 2048
 _STRIP = 16
+
+# Each scan of a JPEG goes over the whole picture, and one of 42 bytes is enough for that: 140 kB took half a
+# minute to decode. The usual script of a progressive picture has 10 scans, that of one in CMYK 18.
+_MAX_SCANS = 32
+_MAX_MARKERS = 10_000
+_SCAN, _BEGIN, _END = 0xDA, 0xD8, 0xD9
+_MARKER = re.compile(rb"\xff([\x02-\xcf\xd8-\xfe])")  # neither a stuffed byte nor a restart within a scan
 
 
 class Preprocessor:
@@ -87,6 +95,8 @@ class Preprocessor:
         for name in FORMATS:
             factory, accept = Image.OPEN[name]
             if accept is not None and accept(prefix) is True:
+                if name == "JPEG":
+                    _check_scans(bytes(data))
                 stream.seek(0)
                 image = factory(stream, "")
                 self._check_size(image)
@@ -183,3 +193,22 @@ class Preprocessor:
             canvas.putpalette(palette)
         canvas.paste(image, ((size - image.width) // 2, (size - image.height) // 2))
         return canvas
+
+
+def _check_scans(data: bytes) -> None:
+    """Refuse a JPEG that is drawn over and over. Behind its end anything may lie, such as a video."""
+    if data.count(bytes((0xFF, _SCAN))) <= _MAX_SCANS:  # true of nearly all, and quick to see
+        return
+    place = scans = 0
+    for _ in range(_MAX_MARKERS):
+        found = _MARKER.search(data, place)
+        if found is None or found[1][0] == _END:
+            return
+        marker = found[1][0]
+        scans += marker == _SCAN
+        if scans > _MAX_SCANS:
+            raise InvalidImageError(f"the picture has more than the {_MAX_SCANS} scans that a JPEG may have")
+        place = found.end()
+        if marker != _BEGIN:
+            place += int.from_bytes(data[place : place + 2])  # its length: what is inside is no marker
+    raise InvalidImageError(f"the picture has more than the {_MAX_MARKERS} markers that a JPEG may have")

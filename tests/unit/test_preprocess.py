@@ -130,6 +130,29 @@ def test_size_is_checked_where_pillow_itself_looks_first(preprocess: Preprocesso
         preprocess(bytes(data))
 
 
+def scanned(times: int, after: bytes = b"", **options: object) -> bytes:
+    """A progressive JPEG whose last scan comes so many times more, and what lies behind its end."""
+    picture = encode(noise(size=(160, 120)), "JPEG", progressive=True, **options)
+    scan, end = picture[picture.rindex(b"\xff\xda") : -2], picture[-2:]
+    return picture[:-2] + scan * times + end + after
+
+
+def test_a_jpeg_that_is_drawn_over_and_over_is_refused_undecoded(preprocess: Preprocessor) -> None:
+    """33 scans are too many; the usual 10 and what is not part of the picture are not."""
+    usual = preprocess(scanned(0))
+    assert preprocess(scanned(22)).shape == usual.shape
+    for times in (23, 100_000):
+        with pytest.raises(InvalidImageError, match="32 scans"):
+            preprocess(scanned(times))
+    video = b"\xff\xda" * 1000
+    assert np.array_equal(preprocess(scanned(0, after=video)), usual)
+    thumbnails = b"Exif\x00\x00" + b"\xff\xda" * 1000
+    assert np.array_equal(preprocess(scanned(0, exif=thumbnails)), usual)
+    with pytest.raises(InvalidImageError, match="10000 markers"):
+        preprocess(b"\xff\xd8" + b"\xff\xfe\x00\x02" * 20_000 + video)
+    assert preprocess(encode(noise().convert("CMYK"), "JPEG", progressive=True)).shape == usual.shape
+
+
 def test_limit_itself_is_allowed() -> None:
     data = encode(noise(size=(30, 20)), "PNG")
     assert Preprocessor(SPEC, max_pixels=600)(data).shape == (32, 32, 3)

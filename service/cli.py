@@ -12,7 +12,8 @@ from rich.markup import escape
 
 from models.errors import ModelError
 from prompts.errors import PromptError
-from service.commands import acquire, classifiers, evaluate, keys, local, models, serve, warm
+from service.bulk.errors import BulkError
+from service.commands import acquire, classifiers, classify, embed, evaluate, keys, models, serve, warm
 from service.evaluation.errors import EvaluationError
 
 app = typer.Typer(
@@ -28,7 +29,8 @@ app = typer.Typer(
     add_completion=True,
 )
 serve.register(app)
-local.register(app)
+classify.register(app)
+embed.register(app)
 evaluate.register(app)
 acquire.register(app)
 models.register(app)
@@ -41,7 +43,7 @@ def main() -> NoReturn:
     """Run the command; an error made by the user is one sentence, not a stack trace."""
     try:
         app(standalone_mode=True)
-    except (ModelError, PromptError, EvaluationError) as error:
+    except (ModelError, PromptError, EvaluationError, BulkError) as error:
         _fail(str(error))
     except ValidationError as error:
         first = error.errors()[0]

@@ -1,0 +1,1 @@
+"""Embeddings of very many pictures, in a file that grows safely: what ``clipserve embed`` does."""

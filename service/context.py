@@ -89,6 +89,8 @@ async def admitted(request: Request) -> AsyncIterator[Work]:
                 )
         except TimeoutError as error:
             raise TimeoutError(f"the request took longer than {seconds:g} s") from error
+        finally:
+            request.scope["items"] = places.held  # for the log
 
 
 def _seconds_allowed(request: Request, limit: float) -> float:

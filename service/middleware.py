@@ -123,6 +123,7 @@ class Observe:
                     "method": scope["method"],
                     "route": route,
                     "status": status,
+                    **({"items": scope["items"]} if "items" in scope else {}),
                     **({} if (caller := caller_of(scope)) is None else {"key": caller.key.name}),
                     "ms": round(1000 * seconds, 2),
                     **{f"{stage}_ms": round(1000 * spent, 2) for stage, spent in timings.seconds.items()},

@@ -148,7 +148,12 @@ async def test_the_access_log_has_a_line_a_request(tmp_path: Path, caplog: pytes
     caplog.set_level(logging.INFO, "clipserve.access")
     async with serving(tmp_path, access_log=True) as client:
         await client.post("/classify?labels=secret", json=BODY, headers={"x-request-id": "abc"})
+        inputs = [{"text": "x"}, {"image": BODY["image"]}, {"text": "y"}]
+        await client.post("/embed", json={"inputs": inputs})
+        await client.get("/health/live")
     line = next(record for record in caplog.records if getattr(record, "request_id", "") == "abc")
     assert (line.method, line.route, line.status) == ("POST", "/classify", 200)  # type: ignore[attr-defined]
     assert line.ms >= line.encode_ms > 0  # type: ignore[attr-defined]
+    items = [getattr(record, "items", None) for record in caplog.records if record.message == "request"]
+    assert items == [1, 3, None]
     assert "secret" not in json.dumps(vars(line), default=str)

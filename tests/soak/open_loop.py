@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
@@ -14,11 +15,22 @@ from tests.soak.wire import Answer, Connection
 
 @dataclass
 class Observed:
-    """Every answer of a run; ``seconds`` count from when a request was due, not from when it was sent."""
+    """Every answer of a run, none of them kept whole: collecting garbage would stop the clock for all.
+
+    ``seconds`` of those that were 200, from when a request was due, not from when it was sent; ``refused``:
+    how often each other status came, and with which ``Retry-After``.
+    """
 
     span: float
     seconds: list[float] = field(default_factory=list)
-    refused: list[Answer] = field(default_factory=list)
+    refused: Counter[tuple[int, str | None]] = field(default_factory=Counter)
+
+    def note(self, answer: Answer, began: float) -> None:
+        """``began``: when the request was due, on the clock of ``perf_counter``."""
+        if answer.status == 200:
+            self.seconds.append(perf_counter() - began)
+        else:
+            self.refused[answer.status, answer.headers.get("retry-after")] += 1
 
     @property
     def goodput(self) -> float:
@@ -38,10 +50,7 @@ async def open_loop(port: int, requests: Sequence[bytes], *, rate: float, second
         connection = idle.pop() if idle else Connection(port)
         answer = await connection.ask(request)
         idle.append(connection)
-        if answer.status == 200:
-            observed.seconds.append(perf_counter() - due)
-        else:
-            observed.refused.append(answer)
+        observed.note(answer, due)
 
     due = began = perf_counter()
     async with asyncio.TaskGroup() as group:
@@ -60,11 +69,7 @@ async def closed_loop(port: int, requests: Sequence[bytes], *, clients: int, sec
     async def work() -> None:
         async with Connection(port) as connection:
             while (began := perf_counter()) < end:
-                answer = await connection.ask(random.choice(requests))
-                if answer.status == 200:
-                    observed.seconds.append(perf_counter() - began)
-                else:
-                    observed.refused.append(answer)
+                observed.note(await connection.ask(random.choice(requests)), began)
 
     async with asyncio.TaskGroup() as group:
         for _ in range(clients):

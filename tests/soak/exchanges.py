@@ -109,7 +109,7 @@ class Exchanges:
     def _classify_many(self) -> tuple[bytes, Check]:
         """Pictures, bad ones and embeddings in any order."""
         items = self._random.choices(
-            [*range(len(_PICTURES)), *range(-len(_BAD), 0)], k=self._random.randint(2, 7)
+            [*range(len(_PICTURES)), *range(-len(_BAD), 0)], k=self._random.randint(2, 5)
         )
         labels = self._some(_LABELS, self._random.randint(2, 6))
         images = [
@@ -175,7 +175,7 @@ class Exchanges:
     def _mixed(self) -> tuple[list[dict[str, Any]], np.ndarray]:
         inputs: list[dict[str, Any]] = []
         expected = []
-        for _ in range(self._random.choice((1, 1, 2, 5))):
+        for _ in range(self._random.choice((1, 1, 1, 4))):
             if self._random.random() < 0.6:
                 number = self._random.randrange(len(_TEXTS))
                 inputs.append({"text": _TEXTS[number]})

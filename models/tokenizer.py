@@ -71,12 +71,7 @@ class Tokenizer:
                 size = self._backend.get_vocab_size()
                 raise UnknownTokenError(f"{token} is none of the model's {size} token ids")
         start, end = self._frame
-        own = list(ids)
-        if start and own[: len(start)] == start:
-            del own[: len(start)]
-        if end and end[0] in own:
-            del own[own.index(end[0]) :]
-        return self._fit([*start, *own, *end])
+        return self._fit([*start, *self._bare(list(ids)), *end])
 
     def count(self, text: str) -> int:
         """How many tokens the whole text has, start and end tokens included, nothing cut."""
@@ -93,6 +88,18 @@ class Tokenizer:
         for row, ids in zip(padded, batch, strict=True):
             row[: len(ids)] = ids
         return padded
+
+    def _bare(self, ids: list[int]) -> list[int]:
+        """``ids`` without start and end tokens, and without padding after an end token."""
+        start, end = self._frame
+        own = ids[len(start) :] if ids[: len(start)] == start else ids
+        unpadded = own.copy()
+        while unpadded and unpadded[-1] == self._spec.pad_token:
+            unpadded.pop()
+        if end and unpadded[-len(end) :] == end:
+            return unpadded[: -len(end)]
+        # Without an end token before it, what looks like padding is text, as CLIP's 0 is an exclamation mark.
+        return unpadded if end == [self._spec.pad_token] else own
 
     @cached_property
     def _frame(self) -> tuple[list[int], list[int]]:

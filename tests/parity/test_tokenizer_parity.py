@@ -134,6 +134,14 @@ def test_any_text(clip: tuple[Any, Tokenizer], text: str) -> None:
     assert_same_ids(*clip, [text])
 
 
+def test_open_clips_own_ids_are_the_text_they_came_from(clip: tuple[Any, Tokenizer]) -> None:
+    reference, ours = clip
+    texts = [*AWKWARD, *mixtures(500, seed=7)]
+    for text, ids, tokenized in zip(texts, reference(texts).tolist(), ours(texts), strict=True):
+        again = ours.from_ids(ids)
+        assert (again.ids.tolist(), again.count) == (tokenized.ids.tolist(), tokenized.count), text
+
+
 def test_count_is_open_clips(clip: tuple[Any, Tokenizer]) -> None:
     reference, ours = clip
     for text in ("", "a photo of a cat", "word " * 300):

@@ -88,6 +88,18 @@ def test_too_many_ids_are_cut_like_the_text(make: Make) -> None:
     assert (again.count, again.truncated) == (text.count, text.truncated) == (6, True)
 
 
+def test_an_end_token_may_be_the_padding_too(make: Make) -> None:
+    tokenizer = make(pad_token=END)
+    for ids in ([START, 4, 5, END, END, END], [4, 5, END], [4, 5]):
+        assert tokenizer.from_ids(ids).ids.tolist() == tokenizer(["a red"])[0].ids.tolist()
+
+
+def test_what_looks_like_padding_is_text_where_no_end_token_is_before_it(make: Make) -> None:
+    tokenizer = make(pad_token=4)
+    assert tokenizer.from_ids([5, 4]).count == 4
+    assert tokenizer.from_ids([5, 4, END, 4]).count == 4
+
+
 def test_no_ids_are_the_empty_text(make: Make) -> None:
     assert make().from_ids([]).ids.tolist() == make()([""])[0].ids.tolist()
 

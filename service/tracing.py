@@ -29,6 +29,7 @@ _PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL
 _METHODS = {"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "CONNECT"}
 _NOT_TRACED = (
     "/health/",
+    "/.well-known/",
     "/metrics",
 )  # asked every few seconds, and never slow for a reason a trace would show
 _LAST_SPANS = 3.0  # seconds in which a collector may take what is left when the server stops

@@ -122,6 +122,7 @@ _TABLE: tuple[tuple[type[Exception], Status], ...] = (
     (DeadlineExceededError, Status(504, "deadline_exceeded", "Deadline exceeded")),
     (TimeoutError, Status(504, "deadline_exceeded", "Deadline exceeded")),
 )
+STATUSES = (*dict.fromkeys(status for _, status in _TABLE), _INTERNAL)  # every one there is, once
 
 
 def status_of(error: Exception) -> Status:

@@ -53,7 +53,7 @@ class Layout:
             [
                 pa.field("key", pa.string(), nullable=False),
                 pa.field("kind", pa.string(), nullable=False),
-                pa.field("embedding", pa.list_(number, self.dim), nullable=False),
+                pa.field("embedding", pa.list_(pa.field("element", number), self.dim), nullable=False),
             ],
             metadata={"clipserve.model": self.model, "clipserve.model_digest": self.digest},
         )

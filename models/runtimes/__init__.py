@@ -16,7 +16,7 @@ RuntimePrecision = Literal["auto", "fp32", "bf16"]
 Provider = Literal["auto", "cpu", "cuda", "tensorrt"]
 Switch = Literal["auto", "on", "off"]
 
-LENGTH_STEP = 4
+LENGTH_STEP = 2
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,13 @@ from typing import Literal, TypeVar
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 
-from service.errors import InvalidRequestError, MalformedBodyError, TooLargeError, UnsupportedBodyError
+from service.errors import (
+    InvalidRequestError,
+    MalformedBodyError,
+    RequestError,
+    TooLargeError,
+    UnsupportedBodyError,
+)
 from service.forms import Fields, FormReader
 
 Parsed = TypeVar("Parsed", bound=BaseModel)
@@ -67,6 +73,7 @@ def parse_json(body: bytes, schema: type[Parsed]) -> Parsed:
     Raises:
         MalformedBodyError: it is no JSON.
         InvalidRequestError: a field breaks a rule; the text names it.
+        TooLargeError: a list has more entries than any limit allows.
     """
     try:
         return schema.model_validate_json(body)
@@ -74,7 +81,7 @@ def parse_json(body: bytes, schema: type[Parsed]) -> Parsed:
         first = error.errors(include_url=False, include_input=False)[0]
         if first["type"] == "json_invalid":
             raise MalformedBodyError(f"body: {first['msg']}") from error
-        raise InvalidRequestError(_sentence(error)) from error
+        raise _refusal(error) from error
 
 
 def parse_fields(fields: Mapping[str, object], schema: type[Parsed]) -> Parsed:
@@ -82,11 +89,12 @@ def parse_fields(fields: Mapping[str, object], schema: type[Parsed]) -> Parsed:
 
     Raises:
         InvalidRequestError: a field breaks a rule; the text names it.
+        TooLargeError: a list has more entries than any limit allows.
     """
     try:
         return schema.model_validate(fields)
     except ValidationError as error:
-        raise InvalidRequestError(_sentence(error)) from error
+        raise _refusal(error) from error
 
 
 async def _chunks(request: Request, limit: int) -> AsyncGenerator[bytes, None]:
@@ -102,7 +110,7 @@ async def _chunks(request: Request, limit: int) -> AsyncGenerator[bytes, None]:
         yield chunk
 
 
-def _sentence(error: ValidationError) -> str:
+def _refusal(error: ValidationError) -> RequestError:
     """The first thing pydantic found, as ``field: what is wrong``.
 
     Of a value that may be several things, what fits best is meant: the one in which the fault lies deepest.
@@ -111,7 +119,8 @@ def _sentence(error: ValidationError) -> str:
     place = _field(first["loc"])
     deeper = [one for one in others if _field(one["loc"]).startswith((f"{place}.", f"{place}["))]
     meant = deeper[0] if deeper else first
-    return f"{_field(meant['loc']) or 'body'}: {meant['msg'].removeprefix('Value error, ')}"
+    kind = TooLargeError if meant["type"] == "too_long" else InvalidRequestError
+    return kind(f"{_field(meant['loc']) or 'body'}: {meant['msg'].removeprefix('Value error, ')}")
 
 
 def _field(location: tuple[int | str, ...]) -> str:

@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from models.runtimes import Provider, RuntimeName, RuntimeOptions, RuntimePrecision, Switch
 from service.keys import Key, parse_admin_key, parse_entries, read_entries
+from service.schemas import MAX_ITEMS, MAX_LABELS
 from service.urls import is_host_pattern
 
 _ORIGIN = re.compile(r"https?://[A-Za-z0-9.\-\[\]:]+")
@@ -106,10 +107,12 @@ class Settings(BaseSettings):
     max_image_bytes: int = Field(16 * 2**20, ge=1, description="Bytes of one picture file.")
     max_pixels: int = Field(50_000_000, ge=1, description="Width times height of one picture.")
     max_items: int = Field(
-        128, ge=1, description="Pictures and texts in one request; MAX_QUEUE bounds them too."
+        128, ge=1, le=MAX_ITEMS, description="Pictures and texts in one request; MAX_QUEUE bounds them too."
     )
-    max_labels: int = Field(10_000, ge=1, description="Labels in one request.")
-    max_classifier_labels: int = Field(100_000, ge=1, description="Labels of a named classifier.")
+    max_labels: int = Field(10_000, ge=1, le=MAX_LABELS, description="Labels in one request.")
+    max_classifier_labels: int = Field(
+        100_000, ge=1, le=MAX_LABELS, description="Labels of a named classifier."
+    )
     max_prompts: int = Field(100_000, ge=1, description="Prompts that one request may need for its labels.")
     max_text_length: int = Field(4096, ge=1, description="Characters of one text, label or prompt.")
     exif_orientation: bool = Field(True, description="Turn pictures upright as their EXIF data says.")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -13,7 +15,7 @@ from service.errors import InvalidRequestError, message_body
 from service.inputs import ClassifyRequest, ClassRequest, InputReader
 from service.responses import JsonResponse
 from service.routes.classify import classified
-from service.schemas import ErrorMessage, openapi_body, openapi_errors
+from service.schemas import MAX_LABELS, ErrorMessage, listed, openapi_body, openapi_errors
 
 router = APIRouter(
     tags=["Hugging Face client"], responses=openapi_errors(ErrorMessage, media_type="application/json")
@@ -26,7 +28,7 @@ class ZeroShotParameters(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    candidate_labels: list[str]
+    candidate_labels: Annotated[list[str], listed(MAX_LABELS)]
     hypothesis_template: str | None = Field(
         None, description="A template with {} for the label; default: the server's template set."
     )

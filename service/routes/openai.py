@@ -32,7 +32,7 @@ from service.errors import InvalidRequestError, Status, TooLargeError
 from service.inputs import Embeddable, InputReader
 from service.responses import JsonResponse, base64_floats
 from service.routes.embed import all_embedded, embed_inputs, vector_of
-from service.schemas import openapi_body, openapi_errors
+from service.schemas import MAX_ITEMS, listed, openapi_body, openapi_errors
 from service.served import Features, ServedModel
 
 _ELSEWHERE = ["GET", "POST", "PUT", "PATCH", "DELETE"]
@@ -101,9 +101,9 @@ class EmbeddingsBody(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     input: Annotated[
-        list[Input],
+        Annotated[list[Input], listed(MAX_ITEMS, least=1)],
         BeforeValidator(_as_list, json_schema_input_type=Input | list[Input]),
-        Field(min_length=1, description="One input or several: texts, their token ids, or typed items."),
+        Field(description="One input or several: texts, their token ids, or typed items."),
     ]
     model: str | None = Field(None, description="Default: the first model of the server.")
     encoding_format: Literal["float", "base64"] = Field("float", description="base64: little-endian float32.")

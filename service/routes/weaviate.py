@@ -6,6 +6,8 @@ versions, ``null`` for a list without entries, and no key.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -14,7 +16,7 @@ from service.errors import message_body
 from service.responses import JsonResponse
 from service.routes import health
 from service.routes.embed import all_embedded, embed_inputs, vector_of
-from service.schemas import ErrorMessage, openapi_body, openapi_errors
+from service.schemas import MAX_ITEMS, ErrorMessage, listed, openapi_body, openapi_errors
 
 router = APIRouter(tags=["Weaviate"], responses=openapi_errors(ErrorMessage, media_type="application/json"))
 error_body = message_body
@@ -25,8 +27,10 @@ class VectorizeBody(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    texts: list[str] | None = None
-    images: list[str] | None = Field(None, description="base64, a data URI, or an address each.")
+    texts: Annotated[list[str], listed(MAX_ITEMS)] | None = None
+    images: Annotated[list[str], listed(MAX_ITEMS)] | None = Field(
+        None, description="base64, a data URI, or an address each."
+    )
 
 
 class VectorizeAnswer(BaseModel):

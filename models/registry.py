@@ -123,11 +123,13 @@ class ModelRegistry:
         options: RuntimeOptions | None = None,
         max_pixels: int = 178_956_970,
         exif: bool = True,
+        fast_decode: bool = False,
     ) -> None:
         self._folders = folders
         self._options = options or RuntimeOptions()
         self._max_pixels = max_pixels
         self._exif = exif
+        self._fast_decode = fast_decode
         self._loaded: dict[str, LoadedModel] = {}
         self._lock = threading.Lock()
         self._loading: dict[str, threading.Lock] = {}
@@ -245,7 +247,9 @@ class ModelRegistry:
             image, text = threads.map(partial(open_session, options=options), graphs)
         model = LoadedModel(
             manifest=manifest,
-            preprocess=Preprocessor(manifest.image, max_pixels=self._max_pixels, exif=self._exif),
+            preprocess=Preprocessor(
+                manifest.image, max_pixels=self._max_pixels, exif=self._exif, fast=self._fast_decode
+            ),
             tokenizer=tokenizer,
             image=image,
             text=text,

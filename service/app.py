@@ -147,6 +147,7 @@ def _services(settings: Settings) -> Services:
         options=settings.runtime_options(),
         max_pixels=settings.max_pixels,
         exif=settings.exif_orientation,
+        fast_decode=settings.fast_decode,
     )
     metrics = Metrics()
     engine = Engine(

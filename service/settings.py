@@ -116,6 +116,9 @@ class Settings(BaseSettings):
     max_prompts: int = Field(100_000, ge=1, description="Prompts that one request may need for its labels.")
     max_text_length: int = Field(4096, ge=1, description="Characters of one text, label or prompt.")
     exif_orientation: bool = Field(True, description="Turn pictures upright as their EXIF data says.")
+    fast_decode: bool = Field(
+        False, description="Decode large JPEGs at a fraction of their size: quicker, and not quite exact."
+    )
 
     default_template_set: str = Field("photo", description="Template set of requests that name none.")
     class_cache_bytes: int = Field(64 * 2**20, ge=0, description="Bytes of cached class embeddings.")

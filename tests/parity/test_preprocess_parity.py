@@ -168,6 +168,21 @@ def test_any_shape(width: int, height: int, size: int, resize: str, interpolatio
     assert_equal(KINDS[kind](width, height), size=size, resize=resize, interpolation=interpolation)
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    width=st.integers(200, 900),
+    height=st.integers(200, 900),
+    mode=st.sampled_from(["RGB", "L", "CMYK"]),
+    quality=st.sampled_from(
+        [30, 90, 98]
+    ),  # files of 10 kB to 1 MB: more than a decoder is usually fed at once
+    subsampling=st.sampled_from([0, 1, 2]),
+    progressive=st.booleans(),
+)
+def test_jpegs_fed_in_one_piece(width: int, height: int, mode: str, **options: object) -> None:
+    assert_equal(encode(scene(width, height, mode), "JPEG", **options))
+
+
 @pytest.mark.skipif(not PHOTOS, reason="the photographs of ../shared/photos are not here")
 @pytest.mark.parametrize("resize", RESIZES)
 def test_photographs(resize: str) -> None:

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.errors import ForbiddenError, UnauthorizedError
-from service.keys import Key, KeyRing
+from service.keys import Key, KeyRing, WatchedKeys
 from service.rates import TokenBucket
 from service.settings import Settings
 
@@ -31,14 +31,13 @@ class Access:
 
     def __init__(self, app: ASGIApp, *, settings: Settings) -> None:
         self._app = app
-        api_keys = settings.read_keys()
-        admin = settings.read_admin_key()
-        self._ring = KeyRing(api_keys + ((admin,) if admin else ()))
-        self._needs_key = bool(api_keys)
+        self._settings = settings
+        self._watched = WatchedKeys(settings.read_keys, settings.api_keys_file)
+        self._buckets: dict[str, TokenBucket] = {}
+        self._use(self._watched.current())
         probes = ("/health/", "/.well-known/")
         self._open = (*probes, "/metrics") if settings.metrics_access == "open" else probes
         self._shows_page = settings.playground
-        self._buckets = {key.name: bucket for key in api_keys if (bucket := _bucket(settings))}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request; who it is from is put into the scope as ``caller``."""
@@ -53,11 +52,21 @@ class Access:
         reads_page = path == "/" or path.startswith("/playground/")
         return self._shows_page and reads_page and scope["method"] in {"GET", "HEAD"}
 
+    def _use(self, api_keys: tuple[Key, ...]) -> None:
+        admin = self._settings.read_admin_key()
+        self._api_keys = api_keys
+        self._ring = KeyRing(api_keys + ((admin,) if admin else ()))
+        # Who keeps a name keeps what is left of the rate: a new key is no new share.
+        buckets = {key.name: self._buckets.get(key.name) or _bucket(self._settings) for key in api_keys}
+        self._buckets = {name: bucket for name, bucket in buckets.items() if bucket}
+
     def _admit(self, scope: Scope) -> Caller | None:
+        if (api_keys := self._watched.current()) is not self._api_keys:
+            self._use(api_keys)
         secret = _secret(scope)
         key = None if secret is None else self._ring.find(secret)
         if key is None:
-            if self._needs_key:
+            if self._api_keys:
                 raise UnauthorizedError(
                     "Authorization: must be Bearer and an API key, or X-API-Key: the key alone"
                 )

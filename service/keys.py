@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 import re
 import secrets
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _HEX = re.compile(r"[0-9a-f]{64}")
 _HASHED = "sha256:"
+_LOG = logging.getLogger("clipserve")
+_SECONDS_BETWEEN_LOOKS = 1.0
 
 
 @dataclass(frozen=True)
@@ -63,13 +67,16 @@ def read_entries(path: Path) -> list[str]:
     """The entries of a file, one a line; empty lines and those that begin with ``#`` are left out.
 
     Raises:
-        ValueError: it cannot be read.
+        ValueError: it cannot be read, or has none.
     """
     try:
         lines = [line.strip() for line in path.read_text().splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read ({getattr(error, 'strerror', 'no text')})") from error
-    return [line for line in lines if line and not line.startswith("#")]
+    entries = [line for line in lines if line and not line.startswith("#")]
+    if not entries:
+        raise ValueError(f"{path} has no key")
+    return entries
 
 
 def parse_admin_key(given: str) -> Key:
@@ -83,6 +90,38 @@ def parse_admin_key(given: str) -> Key:
     if not _HEX.fullmatch(given.removeprefix(_HASHED)):
         raise ValueError("after sha256: there must be 64 hexadecimal digits")
     return Key("admin", bytes.fromhex(given.removeprefix(_HASHED)), is_admin=True)
+
+
+class WatchedKeys:
+    """Keys that may change while the server runs: read again, a second after their file has changed.
+
+    A file that is wrong, empty or gone changes nothing but the log: nobody loses access by a slip of the pen,
+    and nobody gains it.
+    """
+
+    def __init__(self, read: Callable[[], tuple[Key, ...]], file: Path | None) -> None:
+        self._read = read
+        self._file = file
+        self._seen = _state(file)
+        self._keys = read()
+        self._next_look = 0.0
+
+    def current(self) -> tuple[Key, ...]:
+        """The keys that count now; the same object until they change."""
+        if self._file is not None and time.monotonic() >= self._next_look:
+            self._next_look = time.monotonic() + _SECONDS_BETWEEN_LOOKS
+            if (state := _state(self._file)) != self._seen:
+                self._seen = state
+                self._read_again()
+        return self._keys
+
+    def _read_again(self) -> None:
+        try:
+            self._keys = self._read()
+        except ValueError as error:
+            _LOG.error("API_KEYS_FILE has changed and the keys stay as they were: %s", error)
+        else:
+            _LOG.info("API keys read again", extra={"keys": [key.name for key in self._keys]})
 
 
 @dataclass(frozen=True)
@@ -99,6 +138,15 @@ class KeyRing:
             if hmac.compare_digest(key.digest, digest):
                 found = key
         return found
+
+
+def _state(file: Path | None) -> tuple[int, ...] | None:
+    """What changes when a file does, or what its name leads to."""
+    try:
+        found = file.stat() if file else None
+    except OSError:
+        return None
+    return found and (found.st_mtime_ns, found.st_size, found.st_dev, found.st_ino)
 
 
 def _digest(secret: bytes) -> bytes:

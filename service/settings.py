@@ -70,7 +70,9 @@ class Settings(BaseSettings):
     api_keys: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="NAME:SHA256 of each API key (clipserve keys new); without any, no key is needed."
     )
-    api_keys_file: Path | None = Field(None, description="File of further API keys, NAME:SHA256 a line.")
+    api_keys_file: Path | None = Field(
+        None, description="File of further API keys, NAME:SHA256 a line; read again when it changes."
+    )
     rate_limit: float = Field(0.0, ge=0, description="Items a second of one API key; 0: no limit.")
     rate_burst: int = Field(
         0, ge=0, description="Items an API key may send at once after a pause; 0: those of one second."
@@ -193,9 +195,7 @@ class Settings(BaseSettings):
         if value is None:
             return None
         value = value.expanduser()
-        entries = read_entries(value)
-        if not parse_entries([*info.data.get("api_keys", ()), *entries]) or not entries:
-            raise ValueError(f"{value} has no key")
+        parse_entries([*info.data.get("api_keys", ()), *read_entries(value)])
         return value
 
     @field_validator("rate_limit", "metrics_access")

@@ -426,3 +426,52 @@ async def test_a_broken_model_is_named_without_its_folder(tmp_path: Path, damage
         for answer in (loading, await client.get("/models"), await client.get("/models/broken")):
             assert_tells_nothing(answer.text, tmp_path)
             assert "/" not in answer.json().get("detail", "")
+
+
+async def test_keys_change_with_their_file_and_without_a_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("service.keys._SECONDS_BETWEEN_LOOKS", 0.0)
+    file = tmp_path / "keys"
+    file.write_text(SHOP_ENTRY)
+
+    async def admitted() -> tuple[bool, bool]:
+        answers = [await client.get("/models", headers=bearer(key)) for key in (SHOP, BLOG)]
+        assert {answer.status_code for answer in answers} <= {200, 401}
+        return answers[0].status_code == 200, answers[1].status_code == 200
+
+    def replace(text: str) -> None:
+        (tmp_path / "new").write_text(text)
+        (tmp_path / "new").rename(file)
+
+    async with serving(tmp_path, api_keys_file=file) as client:
+        assert await admitted() == (True, False)
+        replace(f"{SHOP_ENTRY}\n{BLOG_ENTRY}\n")
+        assert await admitted() == (True, True), "both count while clients change over"
+        replace(BLOG_ENTRY)
+        assert await admitted() == (False, True)
+        for slip in ("", "# nobody", "shop:no hash", f"{SHOP_ENTRY}\n{SHOP_ENTRY}"):
+            replace(slip)
+            assert await admitted() == (False, True), slip
+        file.unlink()
+        assert await admitted() == (False, True)
+        assert (await client.get("/models")).status_code == 401
+        replace(SHOP_ENTRY)
+        assert await admitted() == (True, False)
+    complaints = [one.getMessage() for one in caplog.records if "keys stay as they were" in one.getMessage()]
+    assert len(complaints) == 5, "each slip is told once, not at every request"
+    assert SHOP not in caplog.text
+    assert SHOP_ENTRY.partition(":")[2] not in caplog.text
+
+
+async def test_a_new_key_is_no_new_share_of_the_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.keys._SECONDS_BETWEEN_LOOKS", 0.0)
+    file = tmp_path / "keys"
+    file.write_text(SHOP_ENTRY)
+    async with serving(tmp_path, api_keys_file=file, rate_limit=0.001, rate_burst=2) as client:
+        for _ in range(2):
+            assert (await client.get("/models", headers=bearer(SHOP))).status_code == 200
+        secret, entry = new_key("shop")
+        file.write_text(f"{entry}\n# changed\n")
+        assert (await client.get("/models", headers=bearer(secret))).status_code == 429
+        assert (await client.get("/models", headers=bearer(SHOP))).status_code == 401

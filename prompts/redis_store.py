@@ -111,8 +111,11 @@ def connect(url: str, *, seconds: float = 5.0) -> Redis:
             socket_connect_timeout=min(seconds, 1.0),
             retry=Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)),
         )
-    except ValueError as error:
-        raise StoreError(f"Redis URL: {error}") from error
+    except ValueError:  # its text may quote a part of the password
+        raise StoreError(
+            "Redis URL: is none; it is redis://user:password@host:port/database,"
+            " and what is special in a password is written as %XX"
+        ) from None
     return client
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 import time
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,6 +22,7 @@ from service.settings import Settings
 from service.state import open_store
 from tests.apps import Client, base64, serving, until
 from tests.pictures import png
+from tests.programs import free_port
 from tests.redis_server import RedisServer
 from tests.toy_models import write_toy_model
 
@@ -277,3 +280,31 @@ def test_the_password_of_redis_is_not_shown() -> None:
     assert shown.exit_code == 0
     assert "STATE_URL" in shown.output.upper()
     assert "hidden" not in shown.output
+
+
+@pytest.mark.parametrize("state", ["refused", "wrong password", "no such user"])
+async def test_nothing_that_is_shown_has_the_password_of_redis(
+    tmp_path: Path, redis: RedisServer, caplog: pytest.LogCaptureFixture, state: str
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    with redis.client() as admin:
+        admin.config_set("requirepass", "the right one")
+    user = "nobody" if state == "no such user" else "default"
+    port = free_port() if state == "refused" else redis.port
+    url = f"redis://{user}:hunter2@127.0.0.1:{port}/0"
+    async with sharing(tmp_path, redis, state_url=url, state_embeddings_ttl=60, access_log=True) as client:
+        answer = await client.get("/health/ready")
+        assert answer.json()["status"] == "degraded"
+        shown = [answer.text, (await classify(client, labels=["a", "b"])).text]
+        shown += [(await client.get(path)).text for path in ("/health/live", "/metrics", "/classifiers")]
+        shown.append((await put(client, ["a", "b"])).text)
+        shown.append(repr(client.services.settings) + client.services.settings.model_dump_json())
+    shown += [str(vars(record)) for record in caplog.records]
+    assert not any("hunter2" in one for one in shown)
+
+
+@pytest.mark.parametrize("url", ["redis://:hunter2/x@127.0.0.1:6379", "redis://:a@127.0.0.1:hunter2/0"])
+def test_nor_has_the_refusal_of_a_url(url: str) -> None:
+    with pytest.raises(StoreError, match="%XX") as caught:
+        open_store(Settings(state_url=url))  # type: ignore[arg-type]
+    assert "hunter2" not in "".join(traceback.format_exception(caught.value))

@@ -8,6 +8,7 @@ import os
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from fastapi.responses import Response
@@ -24,10 +25,9 @@ from service.classifiers import NamedClassifiers
 from service.context import Services
 from service.declared import build_declared, read_declared
 from service.engine import Engine, EngineOptions
-from service.fetch import FetchLimits, PictureFetcher
 from service.inputs import InputReader
 from service.metrics import Metrics
-from service.metrics_listener import metrics_listener
+from service.metrics_listener import bound, metrics_listener
 from service.middleware import Dialect, Observe
 from service.routes import (
     classifiers,
@@ -48,6 +48,10 @@ from service.settings import Settings, otel_variables
 from service.state import open_embeddings, open_store
 from service.timings import Timings
 from service.tracing import open_tracing
+from service.worker import Worker
+
+if TYPE_CHECKING:
+    from service.fetch import PictureFetcher
 
 _LOG = logging.getLogger("clipserve")
 _SUPERVISION_SECONDS = 1.0
@@ -55,17 +59,22 @@ _DIALECTS = (openai, hugging_face, weaviate)  # what the clients of other servic
 _DESCRIPTION = "Zero-shot image classification: pictures and words in, probabilities and embeddings out."
 
 
-def create_app(settings: Settings | None = None) -> FastAPI:
-    """A server's ASGI application. Models are loaded while it starts; until then it is not ready."""
+def create_app(settings: Settings | None = None, worker: Worker | None = None) -> FastAPI:
+    """A server's ASGI application. Models are loaded while it starts; until then it is not ready.
+
+    ``worker``: which of several processes this is.
+    """
     settings = settings or Settings()
-    services = _services(settings)
+    services = _services(settings, worker)
     tracing = open_tracing(otel_variables())
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         tasks = [asyncio.create_task(_start(services)), asyncio.create_task(_supervise(services))]
+        if worker is not None and worker.replaces:
+            await asyncio.wait(tasks[:1])  # the others answer meanwhile
         try:
-            async with _metrics_port(services):
+            async with _metrics_port(services, worker):
                 yield
         finally:
             for task in tasks:
@@ -129,19 +138,19 @@ def _add_middleware(app: FastAPI, services: Services, *, begin: Callable[[Scope]
 
 
 @asynccontextmanager
-async def _metrics_port(services: Services) -> AsyncIterator[None]:
-    settings, registry = services.settings, services.engine.metrics.registry
+async def _metrics_port(services: Services, worker: Worker | None) -> AsyncIterator[None]:
+    settings, listening = services.settings, worker and worker.metrics_socket
     async with AsyncExitStack() as stack:
         if settings.metrics_port is not None:
-            listener = metrics_listener(registry, host=settings.host, port=settings.metrics_port)
             try:
-                await stack.enter_async_context(listener)
+                listening = listening or bound(settings.host, settings.metrics_port)
+                await stack.enter_async_context(metrics_listener(services.engine.metrics, listening))
             except OSError as error:
                 _cannot_start(services, OSError(f"METRICS_PORT {settings.metrics_port}: {error.strerror}"))
         yield
 
 
-def _services(settings: Settings) -> Services:
+def _services(settings: Settings, worker: Worker | None) -> Services:
     registry = ModelRegistry(
         settings.models_folder,
         options=settings.runtime_options(),
@@ -149,7 +158,7 @@ def _services(settings: Settings) -> Services:
         exif=settings.exif_orientation,
         fast_decode=settings.fast_decode,
     )
-    metrics = Metrics()
+    metrics = Metrics(shared=worker is not None)
     engine = Engine(
         registry,
         metrics,
@@ -167,9 +176,9 @@ def _services(settings: Settings) -> Services:
         shared_embeddings=open_embeddings(settings),
     )
     admission = Admission(settings.max_queue, expected_wait=engine.expected_wait)
-    metrics.admitted_items.set_function(lambda: admission.taken)
+    metrics.watch(metrics.admitted_items, value=lambda: admission.taken)
     store = open_store(settings)
-    metrics.store_reachable.set_function(lambda: store.problem is None)
+    metrics.watch(metrics.store_reachable, value=lambda: store.problem is None)
     template_sets = TemplateSets(*[folder for folder in (settings.template_sets_dir,) if folder])
     template_sets.get(settings.default_template_set)
     return Services(
@@ -179,12 +188,15 @@ def _services(settings: Settings) -> Services:
         template_sets=template_sets,
         classifiers=NamedClassifiers(engine, store),
         inputs=InputReader(settings, _fetcher(settings)),
+        worker=worker,
     )
 
 
 def _fetcher(settings: Settings) -> PictureFetcher | None:
     if not settings.urls:
         return None
+    from service.fetch import FetchLimits, PictureFetcher
+
     return PictureFetcher(
         limits=FetchLimits(
             max_bytes=settings.max_image_bytes,
@@ -209,6 +221,9 @@ async def _start(services: Services) -> None:
         await services.classifiers.resume()
         await build_declared(services, declared)
         services.ready = True
+        if services.worker is not None:
+            services.engine.metrics.refresh()
+            services.worker.tell_ready()
         _LOG.info("ready")
     except asyncio.CancelledError:
         raise
@@ -218,8 +233,10 @@ async def _start(services: Services) -> None:
 
 async def _supervise(services: Services) -> None:
     """End the process once its engine is dead, so that whatever runs it starts another."""
-    while not (failures := services.engine.failures()):  # noqa: ASYNC110 (a stall is noticed by the clock alone)
-        await asyncio.sleep(_SUPERVISION_SECONDS)
+    while not (failures := services.engine.failures()):
+        await asyncio.sleep(_SUPERVISION_SECONDS)  # a stall is noticed by the clock alone
+        if services.worker is not None:
+            services.engine.metrics.refresh()
     _LOG.critical("the engine is dead: %s", "; ".join(failures))
     await asyncio.sleep(services.settings.drain_seconds)
     _give_up(services, failures[0])

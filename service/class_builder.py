@@ -186,7 +186,7 @@ def split(items: Sequence[T], size: int) -> list[Sequence[T]]:
 
 def _cache(name: str, max_bytes: int, metrics: Metrics) -> EmbeddingCache:
     cache = EmbeddingCache(max_bytes, on_event=_noting(name, metrics))
-    metrics.cache_bytes.labels(name).set_function(lambda: cache.nbytes)
+    metrics.watch(metrics.cache_bytes, name, value=lambda: cache.nbytes)
     return cache
 
 

@@ -21,6 +21,7 @@ from service.middleware import ClientGoneError
 from service.served import ServedModel
 from service.settings import Settings
 from service.timings import Timings
+from service.worker import Worker
 
 _TIMEOUT_HEADER = "X-Request-Timeout-Ms"
 _LONGEST_TIMEOUT = 10**9 - 1  # milliseconds; the server's own limit holds long before
@@ -36,6 +37,7 @@ class Services:
     template_sets: TemplateSets
     classifiers: NamedClassifiers
     inputs: InputReader
+    worker: Worker | None = None
     ready: bool = False
     draining: bool = False
     failure: str | None = None  # why the server could not start

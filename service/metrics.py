@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
 
 from service.batcher import DropReason
 
@@ -18,12 +26,17 @@ BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 
 class Metrics:
-    """Every metric of one server. Each server has a registry of its own, so that tests can run several."""
+    """Every metric of one server. Each server has a registry of its own, so that tests can run several.
 
-    def __init__(self) -> None:
+    With ``shared``, the folder named by PROMETHEUS_MULTIPROC_DIR adds up what several processes count.
+    """
+
+    def __init__(self, *, shared: bool = False) -> None:
         self.registry = CollectorRegistry()
+        self._shared = shared
+        self._watched: dict[tuple[Gauge, tuple[str, ...]], Callable[[], float]] = {}
         counter = partial(Counter, namespace="clipserve", registry=self.registry)
-        gauge = partial(Gauge, namespace="clipserve", registry=self.registry)
+        gauge = partial(Gauge, namespace="clipserve", registry=self.registry, multiprocess_mode="livesum")
         seconds = partial(Histogram, namespace="clipserve", registry=self.registry, buckets=SECONDS)
         sizes = partial(Histogram, namespace="clipserve", registry=self.registry, buckets=BATCH_SIZES)
 
@@ -39,12 +52,44 @@ class Metrics:
         self.cache_events = counter("cache_events", "What happened in a cache.", ("cache", "event"))
         self.cache_bytes = gauge("cache_bytes", "Bytes a cache holds.", ("cache",))
         self.model_info = gauge(
-            "model_info", "1 for each loaded model.", ("model", "runtime", "provider", "precision")
+            "model_info",
+            "1 for each loaded model.",
+            ("model", "runtime", "provider", "precision"),
+            multiprocess_mode="livemax",
         )
         self.store_reachable = gauge(
-            "store_reachable", "1 while classifiers of other servers are seen, 0 while serving from memory."
+            "store_reachable",
+            "1 while classifiers of other servers are seen, 0 while serving from memory.",
+            multiprocess_mode="livemin",
         )
-        self.model_load_seconds = gauge("model_load_seconds", "Seconds to load and warm up.", ("model",))
+        self.model_load_seconds = gauge(
+            "model_load_seconds", "Seconds to load and warm up.", ("model",), multiprocess_mode="livemax"
+        )
+
+    def watch(self, gauge: Gauge, *labels: str, value: Callable[[], float]) -> None:
+        """Let ``gauge`` be ``value()`` whenever it is looked at."""
+        self._watched[gauge, labels] = value
+
+    def forget(self, gauge: Gauge, *labels: str) -> None:
+        """Take one series of ``gauge`` away."""
+        self._watched.pop((gauge, labels), None)
+        gauge.remove(*labels)
+
+    def refresh(self) -> None:
+        """Look at everything that is watched. Of several processes each must, for one is asked for all."""
+        for (gauge, labels), value in self._watched.items():
+            (gauge.labels(*labels) if labels else gauge).set(value())
+
+    def exposition(self) -> bytes:
+        """Prometheus' text format."""
+        self.refresh()
+        if not self._shared:
+            return generate_latest(self.registry)
+        from prometheus_client.multiprocess import MultiProcessCollector
+
+        everyone = CollectorRegistry()
+        MultiProcessCollector(everyone)  # type: ignore[no-untyped-call]
+        return generate_latest(everyone)
 
 
 class BatchMetrics:

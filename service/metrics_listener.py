@@ -8,10 +8,11 @@ import socket
 from collections.abc import AsyncIterator, Iterator
 
 import uvicorn
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from service.metrics import Metrics
 from service.security_headers import SecurityHeaders
 
 _MAX_CONNECTIONS = 16
@@ -20,40 +21,52 @@ _MAX_CONNECTIONS = 16
 class MetricsApp:
     """Answers ``GET /metrics`` and nothing else."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self._registry = registry
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
         if (scope["method"], scope["path"]) == ("GET", "/metrics"):
-            response = Response(generate_latest(self._registry), media_type=CONTENT_TYPE_LATEST)
+            response = Response(self._metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
         else:
             response = Response(status_code=404)
         await response(scope, receive, send)
 
 
-@contextlib.asynccontextmanager
-async def metrics_listener(registry: CollectorRegistry, *, host: str, port: int) -> AsyncIterator[int]:
-    """Serve metrics while the block runs; gives the port, which is another one for port 0.
+def bound(host: str, port: int) -> socket.socket:
+    """A socket for whoever is to listen there; port 0 is any that is free.
 
     Raises:
-        OSError: the port cannot be listened on.
+        OSError: the port is taken, or the address is none of this machine.
     """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.create_server((host, port), family=family, backlog=_MAX_CONNECTIONS) as listening:
+    found = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind((host, port))
+    except OSError:
+        found.close()
+        raise
+    return found
+
+
+@contextlib.asynccontextmanager
+async def metrics_listener(metrics: Metrics, listening: socket.socket) -> AsyncIterator[None]:
+    """Serve metrics while the block runs, then close ``listening``."""
+    with listening:
         config = uvicorn.Config(
-            SecurityHeaders(MetricsApp(registry)),
+            SecurityHeaders(MetricsApp(metrics)),
             lifespan="off",
             log_config=None,
             access_log=False,
             server_header=False,
+            backlog=_MAX_CONNECTIONS,
             limit_concurrency=_MAX_CONNECTIONS,
             timeout_graceful_shutdown=1,
         )
         server = _QuietServer(config)
         serving = asyncio.create_task(server.serve(sockets=[listening]))
         try:
-            yield listening.getsockname()[1]
+            yield
         finally:
             server.should_exit = True
             await serving

@@ -93,15 +93,17 @@ class ServedModel:
         self._metrics.model_load_seconds.remove(self.name)
         for encoder in self.batchers:
             for lane in _LANES:
-                self._metrics.queue_items.remove(self.name, encoder, lane)
+                self._metrics.forget(self._metrics.queue_items, self.name, encoder, lane)
 
     def _show(self) -> None:
         self._metrics.model_info.labels(*_info(self.model)).set(1)
         self._metrics.model_load_seconds.labels(self.name).set(self.model.load_seconds)
         for encoder, batcher in self.batchers.items():
             for lane in _LANES:
-                gauge = self._metrics.queue_items.labels(self.name, encoder, lane)
-                gauge.set_function(partial(batcher.waiting, lane))
+                self._metrics.watch(
+                    *(self._metrics.queue_items, self.name, encoder, lane),
+                    value=partial(batcher.waiting, lane),
+                )
 
     def _batcher(
         self,

@@ -48,7 +48,7 @@ class Server(uvicorn.Server):
                 signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._services.draining:
+        if self._services.draining and not self._services.failure:  # which is what stopped it the first time
             _LOG.warning("stopping at once")
             self.force_exit = True
         self._services.draining = True
@@ -63,20 +63,31 @@ class Server(uvicorn.Server):
         delay = 0.0 if at_once else self._services.settings.drain_seconds
         self._loop.call_later(delay, self.handle_exit, number, frame)
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to listen, and say where, also when the socket was given."""
+        await super().startup(sockets)
+        if sockets:
+            self._log_started_message(sockets)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen no more; close connections only when what is on its way there has been answered."""
         if not self.force_exit:
-            for connected in self._stop_listening():
+            for connected in self._stop_listening(sockets or []):
                 await self._loop.connect_accepted_socket(self._protocol, connected)
             await asyncio.sleep(_LAST_WORDS)
         await super().shutdown(sockets)
 
-    def _stop_listening(self) -> list[socket.socket]:
-        """Close the listeners; gives the connections that waited there, which the system would reset."""
+    def _stop_listening(self, given: list[socket.socket]) -> list[socket.socket]:
+        """Close the listeners; gives the connections that waited there, which the system would reset.
+
+        Of several processes that share a listener, each takes what it finds, and the last one the rest.
+        """
         waited: list[socket.socket] = []
         for server in self.servers:
             listeners = [socket.socket(fileno=os.dup(one.fileno())) for one in server.sockets]
             server.close()
+            for one in given:
+                one.close()
             for listener in listeners:
                 with listener, contextlib.suppress(BlockingIOError):
                     listener.setblocking(False)
@@ -91,8 +102,8 @@ class Server(uvicorn.Server):
         )
 
 
-def run(app: FastAPI, settings: Settings) -> int:
-    """Serve until told to stop.
+def run(app: FastAPI, settings: Settings, sockets: list[socket.socket] | None = None) -> int:
+    """Serve until told to stop, on bound ``sockets`` or on the settings' port.
 
     Returns:
         The process's exit status: 0 after a stop that was asked for, 1 if the server could not start
@@ -114,7 +125,7 @@ def run(app: FastAPI, settings: Settings) -> int:
     # What was imported stays; walking through it to collect garbage would stop every request for 40 ms.
     gc.freeze()
     try:
-        Server(config, services).run()
+        Server(config, services).run(sockets)
     except SystemExit:  # uvicorn's way out when it cannot listen on the port, with a status of its own
         return 1
     if services.failure:

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeInt, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from models.cores import available_cores
 from models.runtimes import Provider, RuntimeName, RuntimeOptions, RuntimePrecision, Switch
 from service.keys import Key, parse_admin_key, parse_entries, read_entries
 from service.schemas import MAX_ITEMS, MAX_LABELS
@@ -26,6 +27,9 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    workers: int = Field(
+        1, ge=1, le=256, description="Processes that share the port, each with its own copy of the models."
+    )
 
     home: Path = Field(Path("~/.clipserve"), description="Where models and classifiers are kept.")
     models_dir: Path | None = Field(None, description="Folder of models; default: HOME/models.")
@@ -115,6 +119,9 @@ class Settings(BaseSettings):
     max_classifier_labels: int = Field(
         100_000, ge=1, le=MAX_LABELS, description="Labels of a named classifier."
     )
+    max_predictions: int = Field(
+        250_000, ge=1, description="Predictions in one answer: pictures times labels, or times top_k."
+    )
     max_prompts: int = Field(100_000, ge=1, description="Prompts that one request may need for its labels.")
     max_text_length: int = Field(4096, ge=1, description="Characters of one text, label or prompt.")
     exif_orientation: bool = Field(True, description="Turn pictures upright as their EXIF data says.")
@@ -178,8 +185,10 @@ class Settings(BaseSettings):
 
     @field_validator("admin_key")
     @classmethod
-    def _is_admin_key(cls, value: SecretStr | None) -> SecretStr | None:
+    def _is_admin_key(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
         if value is not None:
+            if info.data.get("workers", 1) > 1:
+                raise ValueError("needs WORKERS to be 1: a model would be loaded in one of several processes")
             parse_admin_key(value.get_secret_value())
         return value
 
@@ -263,6 +272,16 @@ class Settings(BaseSettings):
     def cache_folder(self) -> Path:
         """Where what can be computed anew is kept."""
         return self.cache_dir or self.home.expanduser() / "cache"
+
+    def of_one_worker(self) -> Settings:
+        """The same, with a share of the cores where the number of threads is left open."""
+        share = max(1, available_cores() // self.workers)
+        return self.model_copy(
+            update={
+                "inference_threads": self.inference_threads or share,
+                "decode_threads": self.decode_threads or share,
+            }
+        )
 
     def runtime_options(self) -> RuntimeOptions:
         """How graphs are to be run."""

@@ -22,6 +22,7 @@ def register(app: typer.Typer) -> None:
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that share the port.")] = None,
     model: Annotated[
         list[str] | None,
         typer.Option(help="Model to load before readiness; repeat for several, the first is the default."),
@@ -33,17 +34,31 @@ def serve(
 
     Example: [bold]clipserve serve --port 8000 --model shapes[/bold]
     """
-    from service.app import create_app
     from service.logs import configure_logging
-    from service.server import run
 
-    given: dict[str, Any] = {"host": host, "port": port, "models": tuple(model) if model else None}
+    given: dict[str, Any] = {
+        "host": host,
+        "port": port,
+        "workers": workers,
+        "models": tuple(model) if model else None,
+    }
     settings = Settings(**{name: value for name, value in given.items() if value is not None})
     configure_logging(level=settings.log_level, style=settings.log_format)
     for name, meant in unknown_variables().items():
         hint = f"; did you mean {meant}?" if meant else ""
         logging.getLogger("clipserve").warning("%s is no setting and is ignored%s", name, hint)
-    raise typer.Exit(run(create_app(settings), settings))
+    raise typer.Exit(_run(settings))
+
+
+def _run(settings: Settings) -> int:
+    if settings.workers > 1:
+        from service.workers import run_workers
+
+        return run_workers(settings)
+    from service.app import create_app
+    from service.server import run
+
+    return run(create_app(settings), settings)
 
 
 def config(

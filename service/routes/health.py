@@ -56,6 +56,6 @@ def _status(services: Services) -> str:
         return "draining"
     if services.engine.failures():
         return "dead"
-    if not services.ready:
+    if not services.ready or (services.worker is not None and not services.worker.all_ready()):
         return "starting"
     return "degraded" if services.classifiers.store.problem else "ready"

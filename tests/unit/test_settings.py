@@ -90,3 +90,17 @@ def test_variables_that_are_no_settings_are_named(monkeypatch: pytest.MonkeyPatc
 
 def test_every_setting_explains_itself() -> None:
     assert [name for name, field in Settings.model_fields.items() if not field.description] == []
+
+
+def test_workers_share_the_cores_unless_threads_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.settings.available_cores", lambda: 12)
+    share = Settings(workers=5, decode_threads=7).of_one_worker()
+    assert (share.inference_threads, share.decode_threads) == (2, 7)
+    assert Settings(workers=50).of_one_worker().inference_threads == 1
+
+
+def test_gpus_are_numbers() -> None:
+    assert Settings(devices="0, 2").runtime_options().devices == (0, 2)  # type: ignore[arg-type]
+    for wrong in ("", "-1", "cuda"):
+        with pytest.raises(ValidationError, match="devices"):
+            Settings(devices=wrong)  # type: ignore[arg-type]

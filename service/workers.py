@@ -1,0 +1,164 @@
+"""``clipserve serve --workers N``: processes that share one port, and the one that watches over them.
+
+The parent opens the port and serves nothing itself. A worker that dies is replaced, and the new one takes
+connections once its models are loaded. One that dies before that would die again: then all are stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import tempfile
+import threading
+from collections.abc import Iterable, Iterator
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+
+from service.logs import configure_logging
+from service.settings import Settings
+from service.worker import Worker
+
+_LOG = logging.getLogger("clipserve")
+_SHARED_METRICS = "PROMETHEUS_MULTIPROC_DIR"  # prometheus_client reads it once, when it is imported
+_SPAWN = multiprocessing.get_context("spawn")
+
+
+def run_workers(settings: Settings) -> int:
+    """Serve with ``settings.workers`` processes until told to stop.
+
+    Returns:
+        The exit status: 0 after a stop that was asked for, 1 if the port is taken or a worker cannot start.
+    """
+    from service.metrics_listener import bound
+
+    with contextlib.ExitStack() as stack:
+        sockets = []
+        for name, port in (("PORT", settings.port), ("METRICS_PORT", settings.metrics_port)):
+            try:
+                sockets += [] if port is None else [bound(settings.host, port)]
+            except OSError as error:
+                _LOG.critical("cannot start: %s %s: %s", name, port, error.strerror)
+                return 1
+            stack.callback(sockets[-1].close)
+        settings.cache_folder.mkdir(parents=True, exist_ok=True)  # all that a container may write
+        folder = tempfile.TemporaryDirectory(prefix="metrics-", dir=settings.cache_folder)
+        os.environ[_SHARED_METRICS] = stack.enter_context(folder)
+        return _Parent(settings, sockets).run()
+
+
+class _Parent:
+    """Starts workers, passes signals on, replaces the dead."""
+
+    def __init__(self, settings: Settings, sockets: list[socket.socket]) -> None:
+        self._settings = settings
+        self._sockets = sockets
+        self._starts = _SPAWN.RawArray(ctypes.c_uint32, settings.workers)
+        self._workers: dict[int, BaseProcess] = {}
+        self._ready_before: dict[int, int] = {}
+        self._stopping = False
+        self._status = 0
+
+    def run(self) -> int:
+        """Until the last worker has ended; gives the exit status."""
+        with _signals() as alarm:
+            for number in range(self._settings.workers):
+                self._start(number, replaces=False)
+            while self._workers:
+                dead = {process.sentinel: number for number, process in self._workers.items()}
+                for event in wait([alarm, *dead]):
+                    if event is alarm:
+                        self._stop(alarm.recv(64))
+                    else:
+                        self._bury(dead[event])  # type: ignore[index]
+        return self._status
+
+    def _start(self, number: int, *, replaces: bool) -> None:
+        listening, *metrics = self._sockets
+        worker = Worker(
+            number=number,
+            starts=self._starts,
+            listening=listening,
+            metrics_socket=metrics[0] if metrics else None,
+            replaces=replaces,
+        )
+        self._ready_before[number] = self._starts[number]
+        self._workers[number] = _SPAWN.Process(target=_work, args=(self._settings, worker))
+        self._workers[number].start()
+
+    def _bury(self, number: int) -> None:
+        process = self._workers.pop(number)
+        process.join()
+        _forget_gauges(process.pid)
+        if self._stopping:
+            self._status |= process.exitcode not in {0, -signal.SIGTERM}  # it dies of that while it starts
+        elif not self._is_ready(number):
+            self._status = 1
+            self._stop([signal.SIGTERM])
+        else:
+            _LOG.error("worker %d ended with status %s: starting another", number, process.exitcode)
+            self._start(number, replaces=True)
+
+    def _stop(self, numbers: Iterable[int]) -> None:
+        self._stopping = True
+        for one in self._sockets:  # or connections would wait here for nobody
+            one.close()
+        for asked in numbers:
+            for number, process in self._workers.items():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid or 0, asked if self._is_ready(number) else signal.SIGTERM)
+
+    def _is_ready(self, number: int) -> bool:
+        return self._starts[number] > self._ready_before[number]
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[socket.socket]:
+    """A socket from which the numbers of SIGTERM and SIGINT are read as they come."""
+    alarm, write = socket.socketpair()
+    write.setblocking(False)
+    with alarm, write:
+        earlier = signal.set_wakeup_fd(write.fileno())
+        handlers = {
+            number: signal.signal(number, _leave_to_alarm) for number in (signal.SIGTERM, signal.SIGINT)
+        }
+        try:
+            yield alarm
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            signal.set_wakeup_fd(earlier)
+
+
+def _leave_to_alarm(*_: object) -> None:
+    """The number of the signal has been written to the wake-up socket already."""
+
+
+def _forget_gauges(pid: int | None) -> None:
+    from prometheus_client.multiprocess import mark_process_dead
+
+    mark_process_dead(pid)  # type: ignore[no-untyped-call]
+
+
+def _work(settings: Settings, worker: Worker) -> None:
+    """The life of one worker."""
+    os.setpgrp()  # a Ctrl-C reaches the parent alone, which passes it on
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    configure_logging(level=settings.log_level, style=settings.log_format)
+    from service.app import create_app
+    from service.server import run
+
+    settings = settings.of_one_worker()
+    sys.exit(run(create_app(settings, worker), settings, [worker.listening]))
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os.kill(os.getpid(), signal.SIGTERM)

@@ -11,7 +11,7 @@ import binascii
 from base64 import b64decode
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,6 @@ from models.tokenizer import TokenizedText
 from prompts.labels import Label
 from service.body import Parsed, body_kind, parse_fields, parse_json, read_body, read_form
 from service.errors import InvalidRequestError, RequestError, TooLargeError, UrlForbiddenError
-from service.fetch import ByteBudget, PictureFetcher
 from service.forms import Fields
 from service.schemas import (
     ClassifierBody,
@@ -35,6 +34,9 @@ from service.schemas import (
     Labels,
 )
 from service.settings import Settings
+
+if TYPE_CHECKING:
+    from service.fetch import ByteBudget, PictureFetcher
 
 # A picture's file, an embedding (D,) made earlier, or what is wrong with it.
 Picture = bytes | NDArray[np.float32] | Exception
@@ -201,6 +203,8 @@ class InputReader:
 
     async def fetch(self, pictures: Sequence[RemotePicture]) -> list[bytes | Exception]:
         """Each picture, all fetched side by side, or what was wrong with that one alone."""
+        from service.fetch import ByteBudget  # its HTTP client takes longer to import than FastAPI's half
+
         budget = ByteBudget(self.settings.max_body_bytes)
         return await asyncio.gather(*(self._fetch(picture, budget) for picture in pictures))
 

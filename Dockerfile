@@ -2,6 +2,8 @@
 #   docker build --tag clipserve .                     the CPU image
 #   docker build --tag clipserve:gpu --target gpu .    the GPU image
 ARG BASE=python:3.11-slim
+# bulk writes Parquet files: clipserve embed in a container needs it, serving does not. About 80 MB.
+ARG EXTRAS="redis otel"
 
 
 FROM ${BASE} AS python
@@ -26,13 +28,15 @@ COPY pyproject.toml constraints.txt docker/install-packages.sh ./
 
 
 FROM builder AS cpu-packages
+ARG EXTRAS
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf --mount=type=secret,id=ca.pem \
-    sh install-packages.sh cpu
+    sh install-packages.sh cpu ${EXTRAS}
 
 
 FROM builder AS gpu-packages
+ARG EXTRAS
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf --mount=type=secret,id=ca.pem \
-    sh install-packages.sh gpu
+    sh install-packages.sh gpu ${EXTRAS}
 
 
 # A layer of its own: a change of clipserve moves a few megabytes, not all it depends on.

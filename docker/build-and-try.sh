@@ -92,14 +92,16 @@ write_pip_conf() {
 }
 
 report_size() {
-    local root
+    local root size model
     root=$(buildah_ mount "$container")
-    say "size: $(megabytes "$root") MB, of which /opt/clipserve $(megabytes "$root/opt/clipserve") MB" \
-        "and the embedded model $(megabytes "$root"/opt/clipserve/lib/python3*/site-packages/models/shapes/files) MB"
+    size=$(megabytes "$root")
+    model=$(megabytes "$root"/opt/clipserve/lib/python3*/site-packages/models/shapes/files)
+    say "size: $size MB, of which /opt/clipserve $(megabytes "$root/opt/clipserve") MB and the embedded model $model MB"
     du --summarize --block-size=1MB "$root"/opt/clipserve/lib/python3*/site-packages/* \
         | sort --numeric-sort --reverse | sed -n '1,8s|/.*/|  |p'
     ! find "$root/opt/clipserve" -type d \( -name torch -o -name pip \) | grep . || die "torch or pip is inside"
     ! chroot "$root" sh -c 'command -v cc gcc pip pip3' || die "a compiler or pip is inside"
+    [ "$target" = gpu ] || [ $((size - model)) -le 450 ] || die "over 450 MB without the model"
 }
 
 start() {
@@ -138,8 +140,9 @@ try() {
     run_in_container $healthcheck || die "the health check fails on a server that is ready"
 
     run_in_container clipserve embed --help > /dev/null || die "clipserve embed does not start"
-    run_in_container python3 -c 'import pyarrow as pa, pyarrow.parquet as pq, sys
-pq.write_table(pa.table({"embedding": [[0.5]]}), pa.BufferOutputStream())' || die "Parquet cannot be written"
+    run_in_container python3 -c 'import redis, opentelemetry.exporter.otlp.proto.http.trace_exporter' \
+        || die "an extra is missing"
+    [[ $(run_in_container clipserve embed --text cat 2>&1) == *bulk* ]] || die "embed does not tell what it lacks"
 }
 
 stop() {
@@ -190,9 +193,13 @@ megabytes() {
 }
 
 clean_up() {
-    [ -z "$running" ] || kill -KILL "$(innermost "$running")" 2> /dev/null || true
+    if [ -n "$running" ]; then
+        kill -KILL "$(innermost "$running")" 2> /dev/null || true
+        wait "$running" 2> /dev/null || true
+    fi
     buildah_ umount --all > /dev/null 2>&1 || true
     buildah_ rm --all > /dev/null 2>&1 || true
+    umount "$work/storage/overlay" 2> /dev/null || true
     rm -rf "$work"
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,13 +14,14 @@ from prompts.classifier import Predictions, ZeroShotClassifier
 from prompts.templates import TemplateSet
 from service.classes import check_classes, choose_templates
 from service.context import Services, Work, admitted, ended_with_client, services_of
-from service.errors import InvalidRequestError, item_error, url_reason
+from service.errors import InvalidRequestError, TooLargeError, item_error, url_reason
 from service.inputs import ClassifyRequest, Picture, PictureSource, RemotePicture
 from service.responses import JsonResponse
 from service.schemas import ClassifyAnswer, ClassifyBody, ClassifyOptions, openapi_body
 from service.served import Features, ServedModel
 
 router = APIRouter(tags=["classify"])
+_SCORED_INLINE = 4096  # similarities; that many take about a millisecond
 _FILES = {"image": {"type": "array", "items": {"type": "string", "format": "binary"}}}
 
 
@@ -52,11 +54,12 @@ async def classified(services: Services, wanted: ClassifyRequest, work: Work) ->
     model = wanted.model if name is None else services.classifiers.model_of(name, wanted.model)
     with services.served_model(model).use() as served:
         template_set, classifier = await _classifier(services, served, wanted)
+        _check_answer(wanted, classifier, services.settings.max_predictions)
         features = await image_features(services, served, wanted.pictures, work)
     if wanted.single and isinstance(features[0], Exception):
         raise features[0]
     with work.timings.measure("score", items=len(features)):
-        results = _results(features, classifier, wanted.top_k)
+        results = await _scored(features, classifier, wanted.top_k)
     return {
         "model": served.name,
         **({} if name is None else {"classifier": name}),
@@ -119,6 +122,24 @@ def _given(picture: NDArray[np.float32] | Exception, dim: int) -> Features | Exc
     if isinstance(picture, Exception) or picture.shape == (dim,):
         return picture
     return InvalidRequestError(f"embedding: has {picture.size} numbers, the model's has {dim}")
+
+
+def _check_answer(wanted: ClassifyRequest, classifier: ZeroShotClassifier, limit: int) -> None:
+    labels = len(classifier.labels)
+    predictions = len(wanted.pictures) * min(wanted.top_k or labels, labels)
+    if predictions > limit:
+        raise TooLargeError(
+            f"top_k: the answer would have {predictions} predictions, at most {limit} are allowed"
+        )
+
+
+async def _scored(
+    features: Sequence[Features | Exception], classifier: ZeroShotClassifier, top_k: int | None
+) -> list[dict[str, Any]]:
+    """In a thread, where it takes so long that others would notice."""
+    if len(features) * len(classifier.labels) <= _SCORED_INLINE:
+        return _results(features, classifier, top_k)
+    return await asyncio.to_thread(_results, features, classifier, top_k)
 
 
 def _results(

@@ -291,3 +291,34 @@ async def test_more_labels_than_queue_places_are_no_overload(tmp_path: Path) -> 
     async with serving(tmp_path, max_queue=4) as client:
         labels = [f"thing {number}" for number in range(50)]
         assert len(scores(await classify(client, labels=labels))) == 50
+
+
+async def test_an_answer_without_measure_is_refused_before_anything_is_encoded(tmp_path: Path) -> None:
+    images, labels = [{"base64": base64(png())}] * 4, [f"label {number}" for number in range(50)]
+    async with serving(tmp_path, max_predictions=150) as client:
+
+        async def ask(**options: Any) -> Any:
+            return await client.post("/classify", json={"labels": labels, "images": images} | options)
+
+        refused = await ask()
+        assert (refused.status_code, refused.json()["code"]) == (413, "too_large")
+        assert "top_k: the answer would have 200 predictions, at most 150" in refused.json()["detail"]
+        assert await client.metric("items_total", model="toy", kind="image") == 0
+        assert (await ask(images=images[:3])).status_code == 200
+        assert (await ask(top_k=37)).status_code == 200
+        assert (await ask(top_k=38)).status_code == 413
+        await client.put("/classifiers/many", json={"labels": labels})
+        named = {"classifier": "many", "images": images}
+        assert (await client.post("/classify", json=named)).status_code == 413
+
+
+async def test_what_is_scored_in_a_thread_is_scored_alike(client: Client) -> None:
+    labels, image = [f"label {number}" for number in range(4000)], {"base64": base64(png())}
+    few = (await client.post("/classify", json={"labels": labels, "image": image})).json()
+    many = (await client.post("/classify", json={"labels": labels, "images": [image] * 2})).json()
+    one, *both = [
+        {prediction["label"]: prediction["similarity"] for prediction in result["predictions"]}
+        for result in few["results"] + many["results"]
+    ]
+    assert len(one) == len(labels)
+    assert both == [pytest.approx(one, abs=1e-6)] * 2

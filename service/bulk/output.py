@@ -165,7 +165,8 @@ class Output:
         for path in self._files():
             with pq.ParquetFile(path) as file:
                 for group in range(file.num_row_groups):
-                    held = pa.concat_tables([held, file.read_row_group(group).cast(self._schema)])
+                    rows = file.read_row_group(group, use_threads=False).cast(self._schema)
+                    held = pa.concat_tables([held, rows])
                     while held.num_rows >= self._row_group:
                         yield held.slice(0, self._row_group)
                         held = held.slice(self._row_group)

@@ -35,6 +35,7 @@ class Tar:
                         key=f"{name}/{member.name}",
                         load=partial(_read, archive, member, max_bytes=self._max_bytes),
                     )
+                _check_end(archive)
         except _DAMAGE as error:
             yield unreadable(name, f"the archive cannot be read to its end: {error}")
 
@@ -52,6 +53,14 @@ def _picture_members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
         if member.isfile() and Path(member.name).suffix.lower() in SUFFIXES:
             yield member
         archive.members = []  # type: ignore[attr-defined]  # it would keep every member it has ever met
+
+
+def _check_end(archive: tarfile.TarFile) -> None:
+    """Behind the last member lie blocks of zeros. ``tarfile`` takes a broken or missing header for them."""
+    assert archive.fileobj is not None
+    archive.fileobj.seek(archive.offset)
+    if archive.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise tarfile.ReadError("it is cut off, or broken behind the last member")
 
 
 def _read(archive: tarfile.TarFile, member: tarfile.TarInfo, *, max_bytes: int) -> bytes:

@@ -25,11 +25,10 @@ class Command:
 
     folder: Path
     prologue: str = ""
-    work: int = 0
 
     def start(self, *arguments: object, **popen: Any) -> subprocess.Popen[bytes]:
         if not (self.folder / "models").exists():
-            write_toy_model(self.folder / "models", work=self.work)
+            write_toy_model(self.folder / "models")
         code = f"import sys; sys.path.insert(0, {str(_ROOT)!r})\n{self.prologue}\n"
         return subprocess.Popen(
             [

@@ -177,6 +177,18 @@ def test_bad_pictures_are_told_apart_and_not_tried_again(home: Path) -> None:
     assert keys(OUT) == ["photos/0.png", "0.tar/x.png", "photos/1.png", "photos/2.png"]
 
 
+@pytest.mark.parametrize("cut", [-1, 0, 100], ids=["within a picture", "behind it", "within the next header"])
+def test_a_shard_that_was_cut_off_gives_what_is_there_and_is_named(cut: int) -> None:
+    write_tar(Path("0.tar"), {"x.png": png(5), "y.png": png(6)})
+    second = 512 + -(-len(png(5)) // 512) * 512
+    Path("0.tar").write_bytes(Path("0.tar").read_bytes()[: second + cut if cut >= 0 else 512 + 20])
+    Path("photos").mkdir()
+    Path("photos/0.png").write_bytes(png(0))
+    embed("0.tar", "photos")
+    assert keys(OUT) == ["0.tar/x.png", "photos/0.png"][cut < 0 :]
+    assert set(failures(FAILURES)) == {"0.tar", "0.tar/x.png"} if cut < 0 else {"0.tar"}
+
+
 def test_a_picture_over_the_limit_of_bytes_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLIPSERVE_MAX_IMAGE_BYTES", str(len(png(0)) + 100))
     write_pictures(Path("photos"), range(1))

@@ -51,7 +51,7 @@ def bare_session(models: Path, configuration: Configuration, seconds: float) -> 
 
 def decoding(models: Path, pictures: Sequence[bytes], seconds: float) -> Figures:
     """Picture bytes to pixels on one core and on all of them."""
-    preprocess = _load(models, Configuration(runtime="onnxruntime", precision="fp32")).preprocess
+    preprocess = load_model(models, Configuration(runtime="onnxruntime", precision="fp32")).preprocess
     endless, cores = itertools.cycle(pictures), available_cores()
     with ThreadPoolExecutor(cores) as pool:
         one = timed(lambda: preprocess(next(endless)), 1, seconds)
@@ -70,7 +70,7 @@ def encoders(
 
     ``width`` is how many are under way together; they are spread over the session's slots.
     """
-    model = _load(models, configuration)
+    model = load_model(models, configuration)
     endless, lines = itertools.cycle(pictures), itertools.cycle(texts)
     with ThreadPoolExecutor(available_cores()) as decoders, ThreadPoolExecutor(model.image.slots) as slots:
 
@@ -81,7 +81,7 @@ def encoders(
             some = list(itertools.islice(lines, width))
             list(slots.map(model.encode_texts, _split(some, model.text.slots)))
 
-        both = _decode_ahead(model, decoders, slots, endless)
+        both = decode_ahead(model, decoders, slots, endless)
         calls: list[tuple[str, int, Callable[[], object]]] = [
             *((ENCODE, width, partial(encode, width)) for width in (1, 8, 32, BATCH)),
             (BOTH, 1, lambda: model.encode_images([next(endless)])),
@@ -112,7 +112,7 @@ def open_clip_classifier(classes: Sequence[str]) -> Figures:
     return [(Key(OPEN_CLIP, "build classifier, 80 templates"), {"rate": prompts / build(classes)})]
 
 
-def _load(models: Path, configuration: Configuration) -> LoadedModel:
+def load_model(models: Path, configuration: Configuration) -> LoadedModel:
     return ModelRegistry(models, options=configuration.options).load(MODEL)
 
 
@@ -135,7 +135,7 @@ def _bare(graph: Path, configuration: Configuration) -> Callable[[NDArray[np.uin
     return compiled
 
 
-def _decode_ahead(
+def decode_ahead(
     model: LoadedModel, decoders: ThreadPoolExecutor, slots: ThreadPoolExecutor, pictures: Iterator[bytes]
 ) -> Iterator[list[NDArray[np.float32]]]:
     """Features of ``BATCH`` pictures; while they are encoded the next are decoded, as one does by hand."""

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from service.bulk.errors import BulkError, InputError, require_pyarrow, writing
-from service.commands.options import ColumnOption, ModelOption, load_model, pipeline_of
+from service.commands.options import ColumnOption, ModelOption, load_model, pipeline_of, progress_bars
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -135,16 +135,19 @@ def _write_parquet(job: Job, output: Output, failures: Failures) -> None:
 
 
 def _write_npy(job: Job, out: Path) -> None:
+    from service.bulk.inputs import total_of
+
     rows: list[NDArray[np.float32]] = []
     bad = 0
-    for one in job.pipeline.encode(chain.from_iterable(source.pictures() for source in job.sources)):
-        if one.features is None:
-            _tell(f"{one.key}: {one.error}")
-            bad += 1
-        else:
-            rows.append(one.features)
-    for _, features in job.encode_in_batches(job.texts):
-        rows.append(features)
+    encoded = job.pipeline.encode(chain.from_iterable(source.pictures() for source in job.sources))
+    with progress_bars() as progress:
+        for one in progress.track(encoded, total=total_of(job.sources), description="pictures"):
+            if one.features is None:
+                _tell(f"{one.key}: {one.error}")
+                bad += 1
+            else:
+                rows.append(one.features)
+    rows += [features for _, features in job.encode_in_batches(job.texts)]
     if bad:
         raise BulkError(f"{out} was not written: {bad} pictures could not be embedded")
     if not rows:

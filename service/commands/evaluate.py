@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from prompts.errors import TemplateError, UnknownTemplateSetError
 from prompts.templates import TemplateSet, TemplateSets, read_template_set
-from service.commands.options import load_model
+from service.commands.options import load_model, progress_bars
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -75,7 +74,7 @@ def evaluate(  # noqa: PLR0917 (typer reads the options off the signature)
         raise typer.BadParameter("is for a server; give --server too", param_hint="--api-key")
     pictures = read_folder(folder, labels, max_length=settings.max_text_length)
     own = [read_template_set(path) for path in templates or ()]
-    with _encoder(settings, model, server, api_key) as encoder, _progress() as progress:
+    with _encoder(settings, model, server, api_key) as encoder, progress_bars() as progress:
         found = run(
             pictures,
             _choose(encoder, template_set, own),
@@ -182,17 +181,3 @@ def _as_page(found: Evaluation, folder: Path, max_pixels: int) -> str:
 
     paths = [one.path for one in found.best_set.most_confused]
     return render(found, thumbnails(folder, paths, max_pixels=max_pixels))
-
-
-def _progress() -> Progress:
-    """A bar on standard error, gone when done; nothing where that is no terminal."""
-    console = Console(stderr=True)
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )

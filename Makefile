@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 WORKERS ?= auto
 
-.PHONY: run test lint format bench bench-peers train-shapes evaluate-shapes test-e2e test-zoo fuzz soak lock audit sbom image clean
+.PHONY: run test lint format bench bench-gpu bench-peers train-shapes evaluate-shapes test-e2e test-zoo fuzz soak lock audit sbom image clean
 
 run: $(VENV)/.serving  ## create the environment and serve the embedded model
 	$(BIN)/clipserve serve
@@ -38,6 +38,9 @@ soak: $(VENV)/.developing  ## overload, and 200,000 requests with their answers 
 
 bench: $(VENV)/.developing  ## measure; results go to benchmarks/results
 	$(BIN)/python -m benchmarks.run
+
+bench-gpu:  ## measure on an NVIDIA GPU, in under 8 minutes; TINY=1: on the CPU, to see that it runs
+	$(or $(wildcard $(BIN)/python),$(PYTHON)) -m benchmarks.gpu.run $(if $(TINY),--tiny)
 
 bench-peers: $(VENV)/.developing  ## the same beside other servers, each in an environment of its own (an hour)
 	$(BIN)/python -m benchmarks.peers.run

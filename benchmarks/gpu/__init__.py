@@ -1,0 +1,1 @@
+"""What a GPU makes of it: encoders side by side, and the service that feeds them."""

@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from service.metrics import Metrics
+from service.protocol import GuardedHttp
 from service.security_headers import SecurityHeaders
 
 _MAX_CONNECTIONS = 16
@@ -59,6 +60,7 @@ async def metrics_listener(metrics: Metrics, listening: socket.socket) -> AsyncI
             log_config=None,
             access_log=False,
             server_header=False,
+            http=GuardedHttp,
             backlog=_MAX_CONNECTIONS,
             limit_concurrency=_MAX_CONNECTIONS,
             timeout_graceful_shutdown=1,

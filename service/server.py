@@ -16,6 +16,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from service.context import Services
+from service.protocol import GuardedHttp
 from service.settings import Settings
 
 _LOG = logging.getLogger("clipserve")
@@ -117,6 +118,7 @@ def run(app: FastAPI, settings: Settings, sockets: list[socket.socket] | None = 
         log_config=None,
         access_log=False,
         server_header=False,
+        http=GuardedHttp,
         backlog=2048,
         # Longer than a load balancer keeps an idle connection: it must never send on one just closed here.
         timeout_keep_alive=75,

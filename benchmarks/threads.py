@@ -25,7 +25,7 @@ from benchmarks.requests import raw
 from benchmarks.run import ROOT, terminal
 from benchmarks.subjects import Configuration, configurations, prepare_model
 
-_CLIENTS = (1, 64)
+_CLIENTS = (1, 16)
 
 
 @dataclass(frozen=True, kw_only=True)

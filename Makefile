@@ -34,7 +34,7 @@ fuzz: $(VENV)/.developing  ## tens of thousands of broken requests and pictures 
 	$(BIN)/pytest -n $(WORKERS) --hypothesis-profile=fuzz tests/fuzz
 
 soak: $(VENV)/.developing  ## overload, and 200,000 requests with their answers checked (about 12 minutes)
-	$(BIN)/pytest -m soak
+	$(BIN)/pytest -m soak -rP
 
 bench: $(VENV)/.developing  ## measure; results go to benchmarks/results
 	$(BIN)/python -m benchmarks.run
@@ -56,7 +56,7 @@ image:  ## build the CPU image on a bare Debian with buildah and try it (as root
 
 lock: $(VENV)/.developing  ## pin all that any extra needs; to have a version chosen anew, take its line out first
 	$(BIN)/pip install --quiet --dry-run --ignore-installed --report - --constraint constraints.txt \
-	    '.[cpu,gpu,redis,otel,bulk,export,fuzz,dev]' > constraints.json
+	    '.[cpu,gpu,tensorrt,redis,otel,bulk,export,fuzz,dev]' > constraints.json
 	$(BIN)/python docker/pins.py < constraints.json > constraints.txt
 	rm constraints.json
 

@@ -49,7 +49,8 @@ class PlayedSession:
     def close(self) -> None: ...
 
 
-models.registry.open_session = PlayedSession  # here, so that worker processes, which import this, have it too
+if "PLAYED_GPU" in os.environ:  # here, so that worker processes, which import this, have it too
+    models.registry.open_session = PlayedSession
 
 if __name__ == "__main__":
     main()

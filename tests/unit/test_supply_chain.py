@@ -40,6 +40,11 @@ def test_whatever_an_extra_asks_for_is_pinned_to_a_version_it_allows(extra: str)
             assert requirement.specifier.contains(pinned[name]), requirement
 
 
+def test_make_lock_knows_every_extra() -> None:
+    (named,) = re.findall(r"'\.\[(\S+)\]' > constraints\.json", (ROOT / "Makefile").read_text())
+    assert set(named.split(",")) == set(EXTRAS)
+
+
 def test_so_is_whatever_that_needs_in_turn() -> None:
     """Of the extras that tests run with: others may not be installed."""
     needed = set(needed_by("clipserve", {"cpu", "export", "dev"})) - {"clipserve"}

@@ -6,13 +6,13 @@ import glob
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Protocol
 
 from service.bulk.errors import InputError, require_pyarrow
-from service.bulk.picture import SUFFIXES, Picture, file_picture
+from service.bulk.picture import SUFFIXES, Picture, file_picture, printable, unreadable
 
 STDIN = "-"
 _LISTS = frozenset({".txt", ".lst", ".list"})
@@ -40,15 +40,19 @@ class Folder:
         self._path = path
 
     def pictures(self) -> Iterator[Picture]:
-        """As ``Source.pictures``."""
-        return (file_picture(path) for path in self._files())
+        """As ``Source.pictures``; at the end an unreadable one for each folder that cannot be listed."""
+        refused: list[OSError] = []
+        for path in self._files(refused.append):
+            yield file_picture(path)
+        for error in refused:
+            yield unreadable(printable(Path(error.filename)), f"it cannot be listed ({error.strerror})")
 
     def count(self) -> int:
         """As ``Source.count``."""
         return sum(1 for _ in self._files())
 
-    def _files(self) -> Iterator[Path]:
-        for folder, inner, names in os.walk(self._path):
+    def _files(self, on_refusal: Callable[[OSError], None] | None = None) -> Iterator[Path]:
+        for folder, inner, names in os.walk(self._path, onerror=on_refusal):
             inner.sort()
             place = Path(folder)
             for name in sorted(names):

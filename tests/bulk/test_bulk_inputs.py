@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 import tarfile
 from pathlib import Path
 
@@ -81,6 +83,22 @@ def test_folders_are_searched_in_order_and_single_files_taken(alone: list[NDArra
     embed("photos", "more/4.png")
     names = ["photos/a/2.png", "photos/a/3.png", "photos/b/0.png", "photos/b/1.png", "more/4.png"]
     assert_rows(dict(zip(names, [alone[seed] for seed in (2, 3, 0, 1, 4)], strict=True)))
+
+
+def test_a_folder_that_cannot_be_listed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    write_pictures(Path("photos/a"), range(1))
+    write_pictures(Path("photos/b"), range(1, 2))
+    listed = os.scandir
+
+    def scandir(path: str | int) -> object:
+        if path == "photos/a":
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    embed("photos")
+    assert keys(OUT) == ["photos/b/1.png"]
+    assert failures(FAILURES) == {"photos/a": "it cannot be listed (Permission denied)"}
 
 
 @pytest.mark.parametrize("from_stdin", [False, True])

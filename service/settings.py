@@ -122,9 +122,6 @@ class Settings(BaseSettings):
     max_predictions: int = Field(
         250_000, ge=1, description="Predictions in one answer: pictures times labels, or times top_k."
     )
-    max_predictions: int = Field(
-        250_000, ge=1, description="Predictions in one answer: pictures times labels, or times top_k."
-    )
     max_prompts: int = Field(100_000, ge=1, description="Prompts that one request may need for its labels.")
     max_text_length: int = Field(4096, ge=1, description="Characters of one text, label or prompt.")
     exif_orientation: bool = Field(True, description="Turn pictures upright as their EXIF data says.")

@@ -51,7 +51,9 @@ class Sweep:
 
 
 @contextmanager
-def clipserve(models: Path, configuration: Configuration, home: Path, log: Path) -> Iterator[Server]:
+def clipserve(
+    models: Path, configuration: Configuration, home: Path, log: Path, *, fast_decode: bool = False
+) -> Iterator[Server]:
     """A ready server."""
     port = free_port()
     settings = {
@@ -61,6 +63,7 @@ def clipserve(models: Path, configuration: Configuration, home: Path, log: Path)
         "CLIPSERVE_MODELS": MODEL,
         "CLIPSERVE_LOG_LEVEL": "warning",
         "CLIPSERVE_ACCESS_LOG": "false",
+        "CLIPSERVE_FAST_DECODE": str(fast_decode).lower(),
     }
     command = [sys.executable, "-m", "service", "serve"]
     env = settings | configuration.environment

@@ -114,17 +114,18 @@ def _inputs(models: Path) -> Inputs:
 
 
 def _clipserve(models: Path, home: Path, var: Path) -> list[Contestant]:
-    def contestant(configuration: Configuration) -> Contestant:
+    def contestant(configuration: Configuration, *, fast_decode: bool = False) -> Contestant:
         log = var / "bench-logs" / f"peers-{configuration.name.replace(' ', '-')}.log"
         return Contestant(
-            name=f"clipserve, {configuration.name}",
-            start=partial(clipserve, models, configuration, home, log),
+            name=f"clipserve, {configuration.name}" + (", fast decode" if fast_decode else ""),
+            start=partial(clipserve, models, configuration, home, log, fast_decode=fast_decode),
             image=lambda picture: raw("/embed", [picture])[0],
             text=lambda text: embed_texts([text])[0],
             vector=lambda answer: list(answer["embeddings"][0]["embedding"]),
         )
 
-    return [contestant(configuration) for configuration in configurations()]
+    found = configurations()
+    return [*(contestant(one) for one in found), contestant(found[-1], fast_decode=True)]
 
 
 def _peers(

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 _LOG = logging.getLogger("clipserve.runtime")
 LANES = 2  # one batch runs, one is copied
+_FOR_EVERY_GPU = 1  # cudaHostRegisterPortable
 
 
 def bucket_sizes(max_batch: int) -> tuple[int, ...]:
@@ -121,6 +122,8 @@ class _Lane:
         return rows
 
     def close(self) -> None:
+        for buffers in self._buffers.values():
+            buffers.close()
         self._buffers.clear()
         if self._thread is not None:
             self._thread.shutdown()
@@ -134,8 +137,7 @@ class _Buffers:
     ) -> None:
         session = device.session
         self.host = np.zeros(shape, dtype)
-        if device.kind == "cuda":
-            page_lock(self.host)
+        self._locked = device.kind == "cuda" and page_lock(self.host)
         given, features = session.get_inputs()[0].name, session.get_outputs()[0].name
         width = _width(session, given, shape, dtype)
         self.input, self.output = (
@@ -154,28 +156,47 @@ class _Buffers:
         """From ``input`` to ``output``, both on the device."""
         self._session.run_with_iobinding(self._binding, self._options)
 
+    def close(self) -> None:
+        """Give pinned memory back."""
+        if self._locked:
+            page_unlock(self.host)
+
 
 def _width(session: ort.InferenceSession, given: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
     """D: as the graph declares it, or as it comes out where the graph leaves it open."""
     declared = session.get_outputs()[0].shape[1]
     if isinstance(declared, int):
         return declared
-    return int(session.run(None, {given: np.zeros((1, *shape[1:]), dtype)})[0].shape[1])
+    aside = ort.RunOptions()
+    aside.add_run_config_entry("gpu_graph_id", "-1")  # not to be recorded
+    return int(session.run(None, {given: np.zeros((1, *shape[1:]), dtype)}, aside)[0].shape[1])
 
 
 def page_lock(array: NDArray[Any]) -> bool:
-    """Pin ``array`` in memory, so that the GPU fetches it by itself; without that CUDA copies it first.
+    """Pin ``array`` in memory, so that GPUs fetch it by themselves; without that CUDA copies it first.
 
-    Whether it worked. ONNX Runtime has no way to say it in Python, so CUDA is asked: ``cudaHostRegister``.
+    Whether it worked; then ``page_unlock`` must come before the array goes. ONNX Runtime has no way to say
+    it in Python, so CUDA is asked: ``cudaHostRegister``.
     """
     try:
-        runtime = ctypes.CDLL(f"libcudart.so.{ort.cuda_version.partition('.')[0]}")
-        status = runtime.cudaHostRegister(
-            ctypes.c_void_p(array.ctypes.data), ctypes.c_size_t(array.nbytes), 0
-        )
+        status = _cuda().cudaHostRegister(_address(array), ctypes.c_size_t(array.nbytes), _FOR_EVERY_GPU)
     except (OSError, AttributeError) as error:
         _LOG.info("memory is not pinned: %s", error)
         return False
     if status:
         _LOG.info("memory is not pinned: cudaHostRegister gave %d", status)
     return bool(status == 0)
+
+
+def page_unlock(array: NDArray[Any]) -> None:
+    """Undo ``page_lock``."""
+    _cuda().cudaHostUnregister(_address(array))
+
+
+def _cuda() -> ctypes.CDLL:
+    """CUDA's runtime, which ONNX Runtime has loaded."""
+    return ctypes.CDLL(f"libcudart.so.{ort.cuda_version.partition('.')[0]}")
+
+
+def _address(array: NDArray[Any]) -> ctypes.c_void_p:
+    return ctypes.c_void_p(array.ctypes.data)

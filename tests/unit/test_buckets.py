@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 from hypothesis import given
@@ -17,7 +19,7 @@ from numpy.typing import NDArray
 from models.errors import RuntimeUnavailableError
 from models.registry import LoadedModel, ModelRegistry
 from models.runtimes import RuntimeOptions, open_session
-from models.runtimes.buckets import bucket_sizes, page_lock
+from models.runtimes.buckets import bucket_sizes, page_lock, page_unlock
 from tests.toy_models import CONTEXT, DIM, write_toy_model
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
@@ -155,3 +157,40 @@ def test_cuda_graphs_without_cuda_are_refused(folder: Path, provider: str) -> No
 @pytest.mark.skipif(bool(ort.cuda_version), reason="ONNX Runtime is the GPU build here")
 def test_memory_that_cannot_be_pinned_is_used_as_it_is() -> None:
     assert page_lock(np.zeros(4096, np.uint8)) is False
+
+
+class _Cuda:
+    """Plays CUDA's runtime: which memory is locked, by address."""
+
+    def __init__(self, status: int) -> None:
+        self.locked: dict[int, int] = {}
+        self._status = status
+
+    def cudaHostRegister(self, where: ctypes.c_void_p, size: ctypes.c_size_t, flags: int) -> int:
+        if not self._status:
+            self.locked[where.value or 0] = size.value
+        return self._status
+
+    def cudaHostUnregister(self, where: ctypes.c_void_p) -> int:
+        del self.locked[where.value or 0]
+        return 0
+
+
+@pytest.mark.parametrize("status", [0, 2])
+def test_what_was_pinned_is_given_back(monkeypatch: pytest.MonkeyPatch, status: int) -> None:
+    cuda, memory = _Cuda(status), np.zeros((4, 1024), np.uint8)
+    monkeypatch.setattr("models.runtimes.buckets._cuda", lambda: cuda)
+    assert page_lock(memory) is (status == 0)
+    assert cuda.locked == ({memory.ctypes.data: 4096} if status == 0 else {})
+    if not status:
+        page_unlock(memory)
+        assert cuda.locked == {}
+
+
+def test_a_graph_that_leaves_the_width_of_its_features_open_is_asked(folder: Path, tmp_path: Path) -> None:
+    model = onnx.load(folder / "toy" / "image.onnx")
+    model.graph.output[0].type.tensor_type.shape.dim[1].dim_param = "width"
+    onnx.save(model, tmp_path / "open.onnx")
+    session = open_session(tmp_path / "open.onnx", BUCKETED)
+    assert session.run(PIXELS[:3]).shape == (3, DIM)
+    session.close()

@@ -13,11 +13,13 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
+import pytest
+
 from models.manifest import ModelManifest
 from tests.docs.answers import check, is_like, last_json, read_shown
 from tests.docs.pages import ROOT, Block, Page
 from tests.hub import Hub, serving
-from tests.programs import free_port
+from tests.programs import debian_program, free_port
 from tests.sorted_pictures import write_blurred_shapes
 from tests.tiny_onnx import transformers_split
 
@@ -151,6 +153,9 @@ class Reader:
 @contextmanager
 def reader_in(folder: Path) -> Iterator[Reader]:
     """A reader with stand-ins for what the pages speak of: ``pets``, the model ``vit-b-32``, a hub."""
+    if sys.platform != "linux":
+        pytest.skip("the reader's shell is that of Linux")
+    debian_program("curl")
     (folder / "samples").symlink_to(ROOT / "samples")
     (folder / "key.txt").write_text("a-key-that-is-not-asked-for\n")
     write_blurred_shapes(folder / "pets", [("red", "circle"), ("blue", "star"), ("green", "ring")], copies=3)

@@ -119,4 +119,5 @@ _CHECKS: dict[str, Callable[[list[str]], None]] = {
     "docker": _check_docker,
     "kubectl": _check_nothing_else,
     "pytest": _check_nothing_else,
+    "python": _check_nothing_else,
 }

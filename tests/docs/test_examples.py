@@ -22,6 +22,7 @@ _REASONS = {
     "needs a Weaviate",
     "placeholders",
     "sets up a machine",
+    "takes minutes",
     "takes hours",
 }
 _BLOCKS = [block for page in PAGES for block in page.blocks]

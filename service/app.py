@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -179,7 +180,7 @@ def _services(settings: Settings, worker: Worker | None) -> Services:
     metrics.watch(metrics.admitted_items, value=lambda: admission.taken)
     store = open_store(settings)
     metrics.watch(metrics.store_reachable, value=lambda: store.problem is None)
-    template_sets = TemplateSets(*[folder for folder in (settings.template_sets_dir,) if folder])
+    template_sets = TemplateSets(*settings.template_set_folders)
     template_sets.get(settings.default_template_set)
     return Services(
         settings=settings,
@@ -220,6 +221,9 @@ async def _start(services: Services) -> None:
             _LOG.info("model loaded", extra={"model": name} | served.model.running())
         await services.classifiers.resume()
         await build_declared(services, declared)
+        # Code, models and classifiers stay: walking through them for garbage would stop every request for
+        # 40 ms, and for longer where there are classifiers of many labels.
+        gc.freeze()
         services.ready = True
         if services.worker is not None:
             services.engine.metrics.refresh()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import logging
 import os
 import signal
@@ -124,8 +123,6 @@ def run(app: FastAPI, settings: Settings, sockets: list[socket.socket] | None = 
         timeout_keep_alive=75,
         timeout_graceful_shutdown=int(settings.request_timeout) + 1,
     )
-    # What was imported stays; walking through it to collect garbage would stop every request for 40 ms.
-    gc.freeze()
     try:
         Server(config, services).run(sockets)
     except SystemExit:  # uvicorn's way out when it cannot listen on the port, with a status of its own

@@ -37,16 +37,21 @@ class CheckSet:
         Raises:
             ExportError: ``folder`` is no folder, or holds no picture.
         """
-        own = _pictures_of(folder) if folder else ()
-        return cls(pictures=(*_generated(size, seed), *own), texts=_texts(context_length, seed))
+        own = pictures_of(folder, "check_images") if folder else ()
+        return cls(pictures=(*_generated(size, seed), *own), texts=texts_of(context_length, seed))
 
 
-def _pictures_of(folder: Path) -> tuple[bytes, ...]:
+def pictures_of(folder: Path, field: str) -> tuple[bytes, ...]:
+    """Every picture file that lies in ``folder``, sorted by name.
+
+    Raises:
+        ExportError: it is no folder, or holds no picture; the text names ``field``.
+    """
     if not folder.is_dir():
-        raise ExportError(f"check_images: {folder} is no folder")
+        raise ExportError(f"{field}: {folder} is no folder")
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
     if not paths:
-        raise ExportError(f"check_images: {folder} holds no picture ({', '.join(sorted(_SUFFIXES))})")
+        raise ExportError(f"{field}: {folder} holds no picture ({', '.join(sorted(_SUFFIXES))})")
     return tuple(path.read_bytes() for path in paths)
 
 
@@ -170,7 +175,7 @@ _PHRASES = (
 )
 
 
-def _texts(context_length: int, seed: int) -> tuple[str, ...]:
+def texts_of(context_length: int, seed: int) -> tuple[str, ...]:
     """Phrases, and word salads from a few words to twice what the context can hold."""
     random = np.random.default_rng(seed + 1)
     words = np.array(["red", "small", "photo", "drawing", "of", "the", "dog", "house", "under", "river", "7"])

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
@@ -20,6 +21,7 @@ from torch import nn
 
 from models import parity, towers
 from models.architectures import Weights, load
+from models.calibration import Calibration, Samples
 from models.check_set import CheckSet
 from models.errors import ExportError, ManifestError
 from models.manifest import (
@@ -37,7 +39,7 @@ from models.manifest import (
     file_entry,
 )
 from models.parity import Features
-from models.precision import RECIPES, Recipe
+from models.precision import Recipe, recipes
 from models.preprocess import Preprocessor
 from models.reference import Reference
 from models.runtimes import RuntimeOptions, Session, open_session
@@ -67,6 +69,7 @@ def export_model(
     pretrained: str | None = None,
     precision: Precision = "fp32",
     check_images: Path | None = None,
+    calibration: Calibration | None = None,
     overwrite: bool = False,
     licence: str = "",
     source: str = "",
@@ -79,7 +82,8 @@ def export_model(
 
     ``model`` is a CLIP, CustomTextCLIP or CoCa of open_clip; it is put into eval mode and not changed
     otherwise. ``tokenizer`` is open_clip's, or a ``TokenizerSource``. ``check_images`` names a folder of
-    pictures to check besides the generated ones. ``threads`` bounds torch and ONNX Runtime; 0 leaves the
+    pictures to check besides the generated ones. With a ``calibration`` int8 means activations too, not only
+    weights. ``threads`` bounds torch and ONNX Runtime; 0 leaves the
     choice to them. ``progress`` is told the stage and the share done, 0..1.
     Returns ``destination``.
 
@@ -88,12 +92,15 @@ def export_model(
             text has the figures). Nothing is left behind, and what was at ``destination`` is untouched.
     """
     _check_name(name)
+    if calibration is not None and precision != "int8":
+        raise ExportError(f"calibration_images: they are for the precision int8, not for {precision}")
     model.eval()
     with staged(destination, overwrite=overwrite) as folder, _torch_threads(threads):
         job = _Job(
             model=model,
             image=image,
             precision=precision,
+            calibration=calibration,
             folder=folder,
             options=RuntimeOptions(runtime="onnxruntime", provider="cpu", threads=threads),
             external_data_bytes=external_data_bytes,
@@ -131,6 +138,7 @@ def export_open_clip(
     seed: int = 0,
     precision: Precision = "fp32",
     check_images: Path | None = None,
+    calibration: Calibration | None = None,
     overwrite: bool = False,
     cache_dir: Path | None = None,
     licence: str = "",
@@ -164,6 +172,7 @@ def export_open_clip(
         pretrained=pretrained,
         precision=precision,
         check_images=check_images,
+        calibration=calibration,
         overwrite=overwrite,
         licence=licence,
         source=loaded.source,
@@ -203,6 +212,7 @@ class _Job:
     model: nn.Module
     image: ImageSpec
     precision: Precision
+    calibration: Calibration | None
     folder: Path
     options: RuntimeOptions
     external_data_bytes: int
@@ -275,7 +285,8 @@ class _Job:
             features = parity.encode(session, pixels, np.stack)
             return features, parity.compare("image", reference, features), ()
 
-        return self._climb("image", tower, example, judge)
+        samples = None if self.calibration is None else self.calibration.pixels(self.image)
+        return self._climb("image", tower, example, judge, samples)
 
     def _text_tower(
         self, spec: TextSpec, texts: Sequence[str], reference: Features
@@ -288,7 +299,8 @@ class _Job:
             def judge(session: Session) -> _Judged:
                 return self._judge_texts(session, spec, texts, reference)
 
-            return self._climb("text", tower, example, judge, dynamic_length=spec.dynamic_length)
+            samples = self._sample_texts(spec)
+            return self._climb("text", tower, example, judge, samples, dynamic_length=spec.dynamic_length)
 
         if towers.may_vary_length(self.model):
             dynamic = spec.model_copy(update={"dynamic_length": True})
@@ -297,6 +309,11 @@ class _Job:
             except ExportError:
                 self.tell("the text length cannot vary; exporting it fixed", 0.2)
         return spec, exported(spec)
+
+    def _sample_texts(self, spec: TextSpec) -> Samples | None:
+        if self.calibration is None:
+            return None
+        return self.calibration.tokens(Tokenizer(self.folder / TOKENIZER, spec), spec.context_length)
 
     def _judge_texts(
         self, session: Session, spec: TextSpec, texts: Sequence[str], reference: Features
@@ -320,6 +337,7 @@ class _Job:
         module: nn.Module,
         example: torch.Tensor,
         judge: Callable[[Session], _Judged],
+        samples: Samples | None,
         *,
         dynamic_length: bool = False,
     ) -> _Tower:
@@ -331,7 +349,7 @@ class _Job:
         path = self.folder / {"image": IMAGE_GRAPH, "text": TEXT_GRAPH}[tower]
         gate, share = parity.GATES[self.precision], {"text": 0.1, "image": 0.6}[tower]
         refusal = ""
-        for recipe in RECIPES[self.precision]:
+        for recipe in recipes(self.precision, samples):
             self.tell(f"exporting the {tower} tower ({recipe.description})", share)
             opset = self._write(tower, recipe, module, example, path=path, dynamic_length=dynamic_length)
             self.tell(f"checking the {tower} tower ({recipe.description})", share + 0.15)
@@ -372,10 +390,17 @@ class _Job:
         return opset
 
     def _judged(self, path: Path, judge: Callable[[Session], _Judged]) -> _Judged:
+        """As ONNX Runtime runs it; if activations are rounded and OpenVINO is there, as the worse of both."""
+        runtimes = [self.options]
+        if self.calibration is not None and find_spec("openvino") is not None:
+            runtimes.append(replace(self.options, runtime="openvino", precision="fp32"))
+        return min((self._run(path, one, judge) for one in runtimes), key=lambda found: found[1].min_cosine)
+
+    def _run(self, path: Path, options: RuntimeOptions, judge: Callable[[Session], _Judged]) -> _Judged:
         try:
-            session = open_session(path, self.options)
+            session = open_session(path, options)
         except ManifestError as error:
-            raise ExportError(f"ONNX Runtime refuses the exported graph: {error}") from error
+            raise ExportError(f"{options.runtime} refuses the exported graph: {error}") from error
         try:
             return judge(session)
         finally:
@@ -436,9 +461,9 @@ def _scoring(model: Any) -> ScoringSpec:
 
 
 def _versions() -> dict[str, str]:
-    packages = ("torch", "open_clip_torch", "timm", "transformers", "onnx", "onnxscript", "onnxruntime")
+    exporters = ("torch", "open_clip_torch", "timm", "transformers", "onnx", "onnxscript", "nncf")
     found = {}
-    for package in packages:
+    for package in (*exporters, "onnxruntime", "openvino"):
         with contextlib.suppress(PackageNotFoundError):
             found[package] = version(package)
     return found

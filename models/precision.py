@@ -1,4 +1,4 @@
-"""Smaller number formats: float16, and 8-bit integer weights by dynamic quantisation.
+"""Smaller number formats: float16, and 8-bit integers with and without calibration.
 
 A precision is a ladder of recipes, the fastest first; the export climbs it until the parity gate holds.
 Only the export imports this module.
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from models.calibration import Samples, quantise
 from models.manifest import Precision
 from models.towers import quiet, weights_beside
 
@@ -92,7 +93,7 @@ def _widen_softmax(path: Path) -> None:
     onnx.save(model, path)
 
 
-def _quantise(path: Path, *, operators: tuple[str, ...]) -> None:
+def _quantise_weights(path: Path, *, operators: tuple[str, ...]) -> None:
     """Weights of ``operators`` as int8, a scale a channel; activations are quantised as they come.
 
     Weights use 7 of the 8 bits: on x86 without VNNI instructions the products of full bytes saturate,
@@ -117,7 +118,24 @@ def _quantise(path: Path, *, operators: tuple[str, ...]) -> None:
         )
 
 
-RECIPES: dict[Precision, tuple[Recipe, ...]] = {
+def recipes(precision: Precision, samples: Samples | None = None) -> tuple[Recipe, ...]:
+    """The ladder of ``precision``; that of int8 is another one where ``samples`` calibrate the tower."""
+    if samples is None:
+        return _RECIPES[precision]
+    return (
+        Recipe(description="int8 weights and activations", finish=partial(quantise, samples=samples)),
+        Recipe(
+            description="int8 weights and smoothed activations",
+            finish=partial(quantise, samples=samples, smoothing=0.5),
+        ),
+        Recipe(
+            description="int8 weights and smoothed activations, convolutions in float32",
+            finish=partial(quantise, samples=samples, smoothing=0.5, in_float=("Conv",)),
+        ),
+    )
+
+
+_RECIPES: dict[Precision, tuple[Recipe, ...]] = {
     "fp32": (Recipe(description="float32"),),
     "fp16": (
         Recipe(description="float16, layer norms in float32", prepare=_half),
@@ -128,8 +146,8 @@ RECIPES: dict[Precision, tuple[Recipe, ...]] = {
     "int8": (
         Recipe(
             description="int8 weights and token embeddings",
-            finish=partial(_quantise, operators=("MatMul", "Gemm", "Gather")),
+            finish=partial(_quantise_weights, operators=("MatMul", "Gemm", "Gather")),
         ),
-        Recipe(description="int8 weights", finish=partial(_quantise, operators=("MatMul", "Gemm"))),
+        Recipe(description="int8 weights", finish=partial(_quantise_weights, operators=("MatMul", "Gemm"))),
     ),
 }

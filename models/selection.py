@@ -22,7 +22,6 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from models.check_set import CheckSet
 from models.cores import available_cores
 from models.errors import RuntimeUnavailableError
 from models.manifest import IMAGE_GRAPH, TEXT_GRAPH, ModelManifest
@@ -34,8 +33,11 @@ from models.tokenizer import Tokenizer
 _LOG = logging.getLogger("clipserve.runtime")
 Features = NDArray[np.float32]
 
-# The least cosine between a feature and the reference's: ONNX Runtime in fp32.
+# The least cosine between a feature and the reference's: ONNX Runtime in fp32. In an int8 graph the last bit
+# in which two runtimes differ can be the one that decides how an activation is rounded: ViT-B-32 comes to
+# 0.9998 in fp32 and 0.9995 in bf16.
 MIN_COSINE = {"fp32": 0.99999, "bf16": 0.999}
+_MIN_COSINE_INT8 = 0.999
 _BATCH = 8
 _MAX_PIXELS = 2**24
 
@@ -48,16 +50,17 @@ class Verdict:
     precision: Literal["fp32", "bf16"]
     min_cosine: float
     images_per_second: float
+    least: float
 
     @property
     def passed(self) -> bool:
         """Whether every feature is near enough to the reference's."""
-        return self.min_cosine >= MIN_COSINE[self.precision]
+        return self.min_cosine >= self.least
 
     def __str__(self) -> str:
         return (
             f"{self.runtime} {self.precision}: smallest cosine {self.min_cosine:.6f}"
-            f" (at least {MIN_COSINE[self.precision]}), {self.images_per_second:.0f} images/s"
+            f" (at least {self.least}), {self.images_per_second:.0f} images/s"
         )
 
 
@@ -120,17 +123,26 @@ def _judge(
 ) -> list[Verdict]:
     """Run the check set through the reference and through every candidate."""
     _LOG.info("%s: first load on this machine: comparing %d ways to run it", manifest.name, len(candidates))
+    from models.check_set import CheckSet  # draws and samples: imported by first loads alone
+
     checks = CheckSet.build(size=manifest.image.size, context_length=manifest.text.context_length)
     preprocess = Preprocessor(manifest.image, max_pixels=_MAX_PIXELS, exif=False)
     pixels = [np.stack([preprocess(picture) for picture in some]) for some in _batches(checks.pictures)]
     tokens = [tokenizer.pad([text.ids for text in tokenizer(some)]) for some in _batches(checks.texts)]
     reference = replace(candidates[0], runtime="onnxruntime", precision="fp32")
     images, texts, speed = _run(folder, reference, pixels, tokens)
+    least = dict.fromkeys(MIN_COSINE, _MIN_COSINE_INT8) if manifest.precision == "int8" else MIN_COSINE
     verdicts = []
     for candidate in candidates:
         if candidate == reference:
             verdicts.append(
-                Verdict(runtime="onnxruntime", precision="fp32", min_cosine=1.0, images_per_second=speed)
+                Verdict(
+                    runtime="onnxruntime",
+                    precision="fp32",
+                    min_cosine=1.0,
+                    images_per_second=speed,
+                    least=least["fp32"],
+                )
             )
             continue
         its_images, its_texts, its_speed = _run(folder, candidate, pixels, tokens)
@@ -138,12 +150,14 @@ def _judge(
             compare("image", images, its_images).min_cosine,
             compare("text", texts, its_texts).min_cosine,
         )
+        precision: Literal["fp32", "bf16"] = "bf16" if candidate.precision == "bf16" else "fp32"
         verdicts.append(
             Verdict(
                 runtime="openvino",
-                precision="bf16" if candidate.precision == "bf16" else "fp32",
+                precision=precision,
                 min_cosine=min(cosines),
                 images_per_second=its_speed,
+                least=least[precision],
             )
         )
     return verdicts

@@ -22,6 +22,8 @@ from models.manifest import ImageSpec
 # A protobuf message ends at 2 GiB; a graph's own nodes need some of it.
 EXTERNAL_DATA_BYTES = 2_000_000_000
 
+_CHATTERERS = ("torch", "onnxscript", "open_clip", "timm", "transformers", "onnx", "nncf", "copyreg")
+
 
 class ImageTower(nn.Module):
     """``pixels`` uint8 (batch, H, W, 3) → features float32 (batch, D), L2-normalised.
@@ -164,7 +166,7 @@ def quiet() -> Iterator[None]:
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
-            for module in ("torch", "onnxscript", "open_clip", "timm", "transformers", "onnx", "copyreg"):
+            for module in _CHATTERERS:
                 warnings.filterwarnings("ignore", module=rf"{module}(\.|$)")
             yield
     finally:

@@ -43,6 +43,13 @@ def export(  # noqa: PLR0917 (typer reads the options off the signature)
     check_images: Annotated[
         Path | None, typer.Option(help="Folder of pictures to check with, besides the generated ones.")
     ] = None,
+    calibration_images: Annotated[
+        Path | None,
+        typer.Option(help="Folder of pictures like those to come: with it int8 rounds activations too."),
+    ] = None,
+    calibration_texts: Annotated[
+        Path | None, typer.Option(help="File of texts like those to come, one a line, besides general ones.")
+    ] = None,
     licence: Annotated[str, typer.Option(help="Licence of the weights, for the manifest.")] = "",
     overwrite: OverwriteOption = False,
 ) -> None:
@@ -53,9 +60,15 @@ def export(  # noqa: PLR0917 (typer reads the options off the signature)
 
     Example: [bold]clipserve export ViT-B-32 --pretrained laion2b_s34b_b79k --name vit-b-32[/bold]
     """
+    if calibration_texts is not None and calibration_images is None:
+        raise typer.BadParameter("needs --calibration-images", param_hint="--calibration-texts")
     with _extra("export"):
+        from models.calibration import Calibration
         from models.export import export_open_clip
 
+    calibration = None
+    if calibration_images is not None:
+        calibration = Calibration.read(calibration_images, calibration_texts)
     brings_weights = architecture.startswith(("hf-hub:", "local-dir:"))
     if pretrained is None and checkpoint is None and not brings_weights:
         _CONSOLE.print(
@@ -70,6 +83,7 @@ def export(  # noqa: PLR0917 (typer reads the options off the signature)
             checkpoint=checkpoint,
             precision=_precision(precision),
             check_images=check_images,
+            calibration=calibration,
             licence=licence,
             overwrite=overwrite,
             progress=tell,

@@ -264,6 +264,11 @@ class Settings(BaseSettings):
         return min(self.max_items, self.max_queue)
 
     @property
+    def template_set_folders(self) -> tuple[Path, ...]:
+        """Where template sets are looked for, apart from those that come along."""
+        return () if self.template_sets_dir is None else (self.template_sets_dir,)
+
+    @property
     def models_folder(self) -> Path:
         """Where models are looked for, apart from the embedded one."""
         return self.models_dir or self.home.expanduser() / "models"

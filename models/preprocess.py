@@ -25,6 +25,8 @@ Image.init()
 
 _DRAFTABLE = frozenset({"JPEG", "MPO"})
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", *(("AVIF",) if features.check("avif") else ()))
+# By these, in small letters, pictures are told from other files in folders and archives.
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".mpo", ".avif"})
 
 _RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 _UPRIGHT = {
@@ -95,12 +97,10 @@ class Preprocessor:
             raise
         except Image.DecompressionBombError as error:  # a decoder that looks before the header is known here
             raise ImageTooLargeError(
-                f"the picture has too many pixels; the limit is {self._max_pixels} ({error})"
+                f"the picture has too many pixels; the limit is {self._max_pixels}"
             ) from error
-        except Exception as error:  # decoders of hostile bytes raise whatever they trip over
-            raise InvalidImageError(
-                f"the picture cannot be decoded: {error or type(error).__name__}"
-            ) from error
+        except Exception as error:  # decoders of hostile bytes trip over anything, and say so in words of C
+            raise InvalidImageError("the picture cannot be decoded: it is truncated or broken") from error
 
     def _open(self, data: bytes | memoryview) -> ImageFile.ImageFile:
         """Read the header only. Not by ``Image.open``, whose limit on pixels warns and is no one's choice."""

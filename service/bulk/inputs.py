@@ -11,8 +11,9 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Protocol
 
+from models.preprocess import SUFFIXES
 from service.bulk.errors import InputError, require_pyarrow
-from service.bulk.picture import SUFFIXES, Picture, file_picture, printable, unreadable
+from service.bulk.picture import Picture, file_picture, printable, unreadable
 
 STDIN = "-"
 _LISTS = frozenset({".txt", ".lst", ".list"})

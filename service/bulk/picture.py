@@ -10,8 +10,6 @@ from pathlib import Path
 
 from service.bulk.errors import UnreadableError
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".mpo", ".avif"})
-
 Content = bytes | Path
 
 

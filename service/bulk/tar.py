@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+from models.preprocess import SUFFIXES
 from service.bulk.errors import UnreadableError
-from service.bulk.picture import SUFFIXES, Picture, check_size, printable, unreadable
+from service.bulk.picture import Picture, check_size, printable, unreadable
 
 _DAMAGE = (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError)
 

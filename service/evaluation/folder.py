@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
+from models.preprocess import SUFFIXES
 from prompts.labels import Label, check_labels
 from service.evaluation.errors import FolderError
 
-_PICTURES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".mpo", ".avif"})
 _LABELS = TypeAdapter(dict[str, str])
 
 
@@ -51,7 +51,7 @@ def read_folder(folder: Path, labels_file: Path | None = None, *, max_length: in
     places = {name: place for place, name in enumerate(label_of)}
     found = [(path.relative_to(folder), places[entry.name]) for entry in classes for path in _pictures(entry)]
     if not found:
-        raise FolderError(f"{folder}: no pictures ({', '.join(sorted(_PICTURES))}) in its sub-folders")
+        raise FolderError(f"{folder}: no pictures ({', '.join(sorted(SUFFIXES))}) in its sub-folders")
     return SortedPictures(
         folder=folder,
         labels=tuple(label_of.values()),
@@ -61,7 +61,7 @@ def read_folder(folder: Path, labels_file: Path | None = None, *, max_length: in
 
 
 def _pictures(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in _PICTURES and path.is_file())
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
 
 
 def _read_labels(path: Path, names: list[str]) -> dict[str, str]:

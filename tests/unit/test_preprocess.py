@@ -126,7 +126,7 @@ def test_size_is_checked_where_pillow_itself_looks_first(preprocess: Preprocesso
     data = bytearray(encode(frames[0], "WEBP", save_all=True, append_images=frames[1:]))
     canvas = data.index(b"VP8X") + 12
     data[canvas : canvas + 6] = b"\xff\x3f\0" * 2  # 16384×16384, stored less one
-    with pytest.raises(ImageTooLargeError, match=r"limit is 1000000 \(.*268435456 pixels"):
+    with pytest.raises(ImageTooLargeError, match=r"limit is 1000000$"):
         preprocess(bytes(data))
 
 
@@ -187,6 +187,12 @@ def test_truncated_anywhere(name: str, preprocess: Preprocessor) -> None:
 def test_half_a_picture_is_an_error(name: str, preprocess: Preprocessor) -> None:
     with pytest.raises(InvalidImageError, match="cannot be decoded"):
         preprocess(SEEDS[name][: len(SEEDS[name]) // 2])
+
+
+@pytest.mark.parametrize("data", [SEEDS["PNG"][:60], b"\x89PNG\r\n\x1a\n" + bytes(40), SEEDS["JPEG"][:200]])
+def test_what_a_decoder_trips_over_is_told_in_plain_words(data: bytes, preprocess: Preprocessor) -> None:
+    with pytest.raises(InvalidImageError, match=r"decoded: it is truncated or broken$"):
+        preprocess(data)
 
 
 @settings(max_examples=400, deadline=None)

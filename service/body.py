@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -16,6 +17,7 @@ from service.errors import (
     UnsupportedBodyError,
 )
 from service.forms import Fields, FormReader
+from service.schemas import UnknownFieldsError
 
 Parsed = TypeVar("Parsed", bound=BaseModel)
 BodyKind = Literal["json", "form", "raw"]
@@ -75,13 +77,8 @@ def parse_json(body: bytes, schema: type[Parsed]) -> Parsed:
         InvalidRequestError: a field breaks a rule; the text names it.
         TooLargeError: a list has more entries than any limit allows.
     """
-    try:
-        return schema.model_validate_json(body)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        if first["type"] == "json_invalid":
-            raise MalformedBodyError(f"body: {first['msg']}") from error
-        raise _refusal(error) from error
+    with _refusals():
+        return schema.model_validate_json(body, context=[])
 
 
 def parse_fields(fields: Mapping[str, object], schema: type[Parsed]) -> Parsed:
@@ -91,10 +88,8 @@ def parse_fields(fields: Mapping[str, object], schema: type[Parsed]) -> Parsed:
         InvalidRequestError: a field breaks a rule; the text names it.
         TooLargeError: a list has more entries than any limit allows.
     """
-    try:
-        return schema.model_validate(fields)
-    except ValidationError as error:
-        raise _refusal(error) from error
+    with _refusals():
+        return schema.model_validate(fields, context=[])
 
 
 async def _chunks(request: Request, limit: int) -> AsyncGenerator[bytes, None]:
@@ -110,12 +105,25 @@ async def _chunks(request: Request, limit: int) -> AsyncGenerator[bytes, None]:
         yield chunk
 
 
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """What pydantic finds, as errors of the request."""
+    try:
+        yield
+    except UnknownFieldsError as error:
+        raise InvalidRequestError(f"body: {error}") from error
+    except ValidationError as error:
+        raise _refusal(error) from error
+
+
 def _refusal(error: ValidationError) -> RequestError:
     """The first thing pydantic found, as ``field: what is wrong``.
 
     Of a value that may be several things, what fits best is meant: the one in which the fault lies deepest.
     """
     first, *others = error.errors(include_url=False, include_input=False)
+    if first["type"] == "json_invalid":
+        return MalformedBodyError(f"body: {first['msg']}")
     place = _field(first["loc"])
     deeper = [one for one in others if _field(one["loc"]).startswith((f"{place}.", f"{place}["))]
     meant = deeper[0] if deeper else first
@@ -124,6 +132,10 @@ def _refusal(error: ValidationError) -> RequestError:
 
 
 def _field(location: tuple[int | str, ...]) -> str:
-    """``("labels", 0, "LabelBody", "prompts")`` as ``labels[0].prompts``."""
+    """``("labels", 0, "LabelBody", "prompts")`` as ``labels[0].prompts``.
+
+    The name of a field that there is not may have megabytes: it is cut.
+    """
     parts = (part for part in location if part not in _BRANCHES)
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).removeprefix(".")
+    joined = "".join(f"[{part}]" if isinstance(part, int) else f".{part[:80]}" for part in parts)
+    return joined.removeprefix(".")

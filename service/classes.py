@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from prompts.labels import Label, check_labels
-from prompts.templates import TemplateSet, TemplateSets, custom_template_set
+from prompts.templates import PLACEHOLDER, TemplateSet, TemplateSets, custom_template_set
 from service.class_builder import count_prompts
 from service.errors import TooLargeError
 from service.inputs import ClassRequest
@@ -31,12 +33,13 @@ def check_classes(
 
     Raises:
         LabelError: a label breaks a rule; the text names it.
-        TooLargeError: together they need too many prompts.
+        TooLargeError: together they need too many prompts, or prompts that are too long.
     """
     labels = wanted.labels or ()
     check_labels(
         labels, max_labels=max_labels, max_prompts=_MAX_PROMPTS_A_LABEL, max_length=settings.max_text_length
     )
+    _check_prompt_length(labels, template_set, settings.max_text_length)
     prompts = count_prompts(labels, template_set)
     if prompts > max_prompts:
         raise TooLargeError(
@@ -44,6 +47,19 @@ def check_classes(
             f" at most {max_prompts} are allowed"
         )
     return labels
+
+
+def _check_prompt_length(labels: Sequence[Label], template_set: TemplateSet, limit: int) -> None:
+    """A label that a template repeats would make prompts of megabytes out of a request of kilobytes."""
+    times = max(template.count(PLACEHOLDER) for template in template_set.templates)
+    if times == 1:
+        return
+    longest = max((len(label.name) for label in labels if label.prompts is None), default=0)
+    if times * longest > limit:
+        raise TooLargeError(
+            f"templates: one has the label {times} times, and the longest label has {longest} characters;"
+            f" in one prompt labels may have {limit} characters"
+        )
 
 
 def check_named_classes(

@@ -124,7 +124,9 @@ class Engine:
             return self._served[name]
         except KeyError:
             loaded = ", ".join(self._served) or "none"
-            raise UnknownModelError(f"no model named {name!r} is loaded; loaded models: {loaded}") from None
+            raise UnknownModelError(
+                f"no model named {name[:80]!r} is loaded; loaded models: {loaded}"
+            ) from None
 
     def served(self) -> list[ServedModel]:
         """Every model in service, in the order they were loaded."""

@@ -18,6 +18,8 @@ from multipart import (
 from service.errors import MalformedBodyError, TooLargeError
 
 Fields = list[tuple[str, str | bytes]]
+_MAX_HEADERS = 8  # of one part
+_MAX_HEADER_BYTES = 4096
 
 
 class FormReader:
@@ -37,10 +39,13 @@ class FormReader:
         if not boundary:
             raise MalformedBodyError("Content-Type: multipart/form-data needs a boundary")
         try:
-            self._parser = PushMultipartParser(boundary, max_segment_count=max_files + max_fields)
+            self._parser = PushMultipartParser(
+                boundary, max_header_count=_MAX_HEADERS, max_header_size=_MAX_HEADER_BYTES
+            )
         except MultipartError as error:
-            raise MalformedBodyError(f"Content-Type: {error}") from error
+            raise MalformedBodyError("Content-Type: no form can have such a boundary") from error
         self._max_files = max_files
+        self._max_fields = max_fields
         self._files = 0
         self._fields: Fields = []
         self._part: MultipartSegment | None = None  # being read
@@ -50,7 +55,7 @@ class FormReader:
         """Names and contents of all parts, in their order.
 
         Raises:
-            TooLargeError: there are more parts, or longer headers, than allowed.
+            TooLargeError: there are more parts, or more or longer headers, than allowed.
             MalformedBodyError: it is no multipart form, or not the whole of one.
         """
         try:
@@ -58,9 +63,14 @@ class FormReader:
                 if chunk:
                     self._take(chunk)
         except ParserLimitReached as error:
-            raise TooLargeError(f"body: {error}") from error
+            raise TooLargeError(
+                f"body: a part of the form has more than {_MAX_HEADERS} headers,"
+                f" or one of more than {_MAX_HEADER_BYTES} bytes"
+            ) from error
         except MultipartError as error:
-            raise MalformedBodyError(f"body: not a multipart form: {error}") from error
+            raise MalformedBodyError(
+                "body: not a multipart form with the boundary of the Content-Type (RFC 7578)"
+            ) from error
         try:
             self._parser.close()
         except MultipartError as error:
@@ -82,6 +92,8 @@ class FormReader:
         self._files += part.filename is not None
         if self._files > self._max_files:
             raise TooLargeError(f"body: the form has more than {self._max_files} files, which is the limit")
+        if len(self._fields) - self._files >= self._max_fields:
+            raise TooLargeError(f"body: the form has more than {self._max_fields} fields, which is the limit")
         self._part, self._pieces = part, []
 
     def _end_part(self, part: MultipartSegment) -> None:

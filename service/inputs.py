@@ -289,7 +289,7 @@ def _decode(text: str, field: str) -> bytes:
     try:
         return b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise InvalidRequestError(f"{field}: is not base64 ({error})") from error
+        raise InvalidRequestError(f"{field}: is not base64") from error
 
 
 def _embedding(given: list[float] | str, field: str) -> NDArray[np.float32]:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationInfo, model_validator
+from pydantic_core import PydanticCustomError
 
 from models.manifest import Activation
 
@@ -15,8 +16,9 @@ from models.manifest import Activation
 # does its first error: to collect all of them took two minutes and 11 GB for a body of 32 MB.
 MAX_ITEMS = 10_000
 MAX_LABELS = 1_000_000
+MAX_NUMBERS = 8_192  # of an embedding, or tokens of a text
 _MAX_TEMPLATES = 10_000
-_MAX_DIM = 65_536
+_MAX_UNKNOWN = 10
 
 
 def listed(most: int, *, least: int = 0) -> Any:
@@ -24,16 +26,35 @@ def listed(most: int, *, least: int = 0) -> Any:
     return Field(min_length=least or None, max_length=most, fail_fast=True)
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+class UnknownFieldsError(Exception):
+    """A body has more fields that there are not than anyone writes by mistake."""
 
 
-class ImageSource(_Body):
+def _refuse(name: str, info: ValidationInfo) -> str:
+    if info.context is not None:
+        info.context.append(name)
+        if len(info.context) > _MAX_UNKNOWN:
+            raise UnknownFieldsError(f"has more than {_MAX_UNKNOWN} fields that there are not")
+    raise PydanticCustomError("extra_forbidden", "there is no such field")
+
+
+class Body(BaseModel):
+    """What a request brings, with no other fields than there are.
+
+    ``extra="forbid"`` would collect an error for each of them, millions in a large body. Here, where the
+    validation's ``context`` is a list to count them in, ``UnknownFieldsError`` ends it after a few.
+    """
+
+    model_config = ConfigDict(extra="allow", json_schema_extra={"additionalProperties": False})
+    __pydantic_extra__: dict[Annotated[str, PlainValidator(_refuse)], Any] = Field(init=False)
+
+
+class ImageSource(Body):
     """A picture: exactly one of its file in base64, its address, or an embedding made earlier."""
 
     base64: str | None = Field(None, description="The picture's file in base64; a data URI is accepted too.")
     url: str | None = Field(None, description="http or https address of the picture.")
-    embedding: Annotated[list[float], listed(_MAX_DIM)] | str | None = Field(
+    embedding: Annotated[list[float], listed(MAX_NUMBERS)] | str | None = Field(
         None,
         description="An image embedding: D numbers, or base64 of little-endian float32. Not encoded again.",
     )
@@ -46,7 +67,7 @@ class ImageSource(_Body):
         return self
 
 
-class LabelBody(_Body):
+class LabelBody(Body):
     """A label that brings its own prompts instead of the template set's."""
 
     label: str
@@ -57,7 +78,7 @@ Labels = Annotated[list[str | LabelBody], listed(MAX_LABELS)]
 Templates = Annotated[list[str], listed(_MAX_TEMPLATES)]
 
 
-class ClassifyOptions(_Body):
+class ClassifyOptions(Body):
     """Everything of ``POST /classify`` but the pictures; the fields of a form or a query."""
 
     labels: Labels | None = Field(None, description="What the picture may show.")
@@ -80,7 +101,7 @@ class ClassifyBody(ClassifyOptions):
     )
 
 
-class EmbedInput(_Body):
+class EmbedInput(Body):
     """One thing to embed: a text or a picture."""
 
     text: str | None = Field(None, description="May be empty: that is the embedding of a text without words.")
@@ -93,7 +114,7 @@ class EmbedInput(_Body):
         return self
 
 
-class EmbedOptions(_Body):
+class EmbedOptions(Body):
     """Everything of ``POST /embed`` but the inputs."""
 
     encoding: Literal["float", "base64"] = Field("float", description="base64: little-endian float32.")
@@ -109,7 +130,7 @@ class EmbedBody(EmbedOptions):
     inputs: Annotated[list[EmbedInput], listed(MAX_ITEMS, least=1)]
 
 
-class ClassifierBody(_Body):
+class ClassifierBody(Body):
     """``PUT /classifiers/{name}``."""
 
     labels: Labels

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from prompts.labels import Label
 from prompts.templates import PLACEHOLDER
@@ -15,7 +15,7 @@ from service.errors import InvalidRequestError, message_body
 from service.inputs import ClassifyRequest, ClassRequest, InputReader
 from service.responses import JsonResponse
 from service.routes.classify import classified
-from service.schemas import MAX_LABELS, ErrorMessage, listed, openapi_body, openapi_errors
+from service.schemas import MAX_LABELS, Body, ErrorMessage, listed, openapi_body, openapi_errors
 
 router = APIRouter(
     tags=["Hugging Face client"], responses=openapi_errors(ErrorMessage, media_type="application/json")
@@ -23,10 +23,8 @@ router = APIRouter(
 error_body = message_body
 
 
-class ZeroShotParameters(BaseModel):
+class ZeroShotParameters(Body):
     """Which labels, and the sentence they are put into."""
-
-    model_config = ConfigDict(extra="forbid")
 
     candidate_labels: Annotated[list[str], listed(MAX_LABELS)]
     hypothesis_template: str | None = Field(
@@ -34,10 +32,8 @@ class ZeroShotParameters(BaseModel):
     )
 
 
-class ZeroShotBody(BaseModel):
+class ZeroShotBody(Body):
     """``POST /models/{name}``."""
-
-    model_config = ConfigDict(extra="forbid")
 
     inputs: str = Field(description="The picture: base64, a data URI, or an address.")
     parameters: ZeroShotParameters

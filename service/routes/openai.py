@@ -14,7 +14,6 @@ from fastapi import APIRouter, Request, Response
 from pydantic import (
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Discriminator,
     Field,
     StrictInt,
@@ -32,7 +31,7 @@ from service.errors import InvalidRequestError, Status, TooLargeError
 from service.inputs import Embeddable, InputReader
 from service.responses import JsonResponse, base64_floats
 from service.routes.embed import all_embedded, embed_inputs, vector_of
-from service.schemas import MAX_ITEMS, listed, openapi_body, openapi_errors
+from service.schemas import MAX_ITEMS, MAX_NUMBERS, Body, listed, openapi_body, openapi_errors
 from service.served import Features, ServedModel
 
 _ELSEWHERE = ["GET", "POST", "PUT", "PATCH", "DELETE"]
@@ -60,10 +59,8 @@ router = APIRouter(
 )
 
 
-class TypedInput(BaseModel):
+class TypedInput(Body):
     """A text or a picture, among others of either kind."""
-
-    model_config = ConfigDict(extra="forbid")
 
     text: str | None = None
     image: str | None = Field(None, description="base64, a data URI, or an address.")
@@ -83,7 +80,7 @@ def _form(given: object) -> str:
 
 Input = Annotated[
     Annotated[str, Tag("str")]
-    | Annotated[list[StrictInt], Tag("list[int]")]
+    | Annotated[list[StrictInt], listed(MAX_NUMBERS), Tag("list[int]")]
     | Annotated[TypedInput, Tag("TypedInput")],
     Discriminator(_form),  # so that an error is about the form that was given, not about all there are
 ]
@@ -95,10 +92,8 @@ def _as_list(given: object) -> object:
     return given if is_list else [given]
 
 
-class EmbeddingsBody(BaseModel):
+class EmbeddingsBody(Body):
     """``POST /v1/embeddings``."""
-
-    model_config = ConfigDict(extra="forbid")
 
     input: Annotated[
         Annotated[list[Input], listed(MAX_ITEMS, least=1)],

@@ -9,23 +9,21 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from service.context import admitted, ended_with_client, services_of
 from service.errors import message_body
 from service.responses import JsonResponse
 from service.routes import health
 from service.routes.embed import all_embedded, embed_inputs, vector_of
-from service.schemas import MAX_ITEMS, ErrorMessage, listed, openapi_body, openapi_errors
+from service.schemas import MAX_ITEMS, Body, ErrorMessage, listed, openapi_body, openapi_errors
 
 router = APIRouter(tags=["Weaviate"], responses=openapi_errors(ErrorMessage, media_type="application/json"))
 error_body = message_body
 
 
-class VectorizeBody(BaseModel):
+class VectorizeBody(Body):
     """``POST /vectorize``."""
-
-    model_config = ConfigDict(extra="forbid")
 
     texts: Annotated[list[str], listed(MAX_ITEMS)] | None = None
     images: Annotated[list[str], listed(MAX_ITEMS)] | None = Field(

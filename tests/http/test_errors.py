@@ -44,8 +44,10 @@ REFUSALS: list[tuple[tuple[str, str, dict[str, Any]], int, str, str]] = [
     (raw(CUT_OFF, "multipart/form-data; boundary=b"), 400, "malformed_body", "is cut off, its last boundary"),
     (raw(b"--b\r\n", "multipart/form-data; boundary=b"), 400, "malformed_body", "is cut off"),
     (raw(b"x", "multipart/form-data; boundary=b"), 400, "malformed_body", "body: not a multipart form"),
+    (raw(b"--b\nx", "multipart/form-data; boundary=b"), 400, "malformed_body", "(RFC 7578)"),
     # 404
     (classify(model="gpt"), 404, "unknown_model", "'gpt' is loaded; loaded models: toy"),
+    (classify(model="x" * 1000), 404, "unknown_model", f"model named '{'x' * 80}' is loaded"),
     (embed({"text": "a"}, model="gpt"), 404, "unknown_model", "'gpt'"),
     (("GET", "/models/gpt", {}), 404, "unknown_model", "'gpt'"),
     (put(model="gpt"), 404, "unknown_model", "'gpt'"),
@@ -64,6 +66,13 @@ REFUSALS: list[tuple[tuple[str, str, dict[str, Any]], int, str, str]] = [
         "image_too_large",
         "30000×30000 = 900000000 pixels; the limit is",
     ),
+    (
+        raw(b"--b\r\n" + b"A: b\r\n" * 9, "multipart/form-data; boundary=b"),
+        413,
+        "too_large",
+        "body: a part of the form has more than 8 headers, or one of more than 4096 bytes",
+    ),
+    (raw(b"--b\r\nA: " + b"b" * 5000, "multipart/form-data; boundary=b"), 413, "too_large", "4096 bytes"),
     # 415
     (raw(b"x", "text/plain"), 415, "unsupported_body", "Content-Type: 'text/plain' is not accepted; use app"),
     (raw(b"x", ""), 415, "unsupported_body", "Content-Type: 'none'"),
@@ -252,6 +261,18 @@ LIMITS: list[tuple[dict[str, Any], tuple[str, str, dict[str, Any]], str, str]] =
         "2 labels with template set 'openai-simple' make 14 prompts, at most 13",
     ),
     (
+        {"max_text_length": 35},
+        classify(labels=["a" * 12], templates=["{label} {label} {label}"]),
+        "too_large",
+        "templates: one has the label 3 times, and the longest label has 12 characters",
+    ),
+    (
+        {"max_text_length": 35},
+        put(labels=["a" * 12], templates=["{label} {label} {label}"]),
+        "too_large",
+        "in one prompt labels may have 35 characters",
+    ),
+    (
         {"max_text_length": 3},
         embed({"text": "four"}),
         "too_large",
@@ -282,6 +303,16 @@ async def test_within_the_default_limits_the_same_is_welcome(client: Client, lim
         request = {"data": {"labels": "a"}} | request
     answer = await client.request(method, path, **request)
     assert answer.status_code == 200, answer.text
+
+
+async def test_a_form_has_so_many_fields_and_no_more(client: Client) -> None:
+    """However few of its files it uses up."""
+    labels = [("labels", (None, f"a{number}")) for number in range(20_000)]
+    full = await client.post("/embed", files=labels)
+    assert (full.status_code, full.json()["code"]) == (422, "invalid_request")
+    problem = await refused(client, "POST", "/embed", files=[*labels, ("labels", (None, "b"))])
+    assert (problem["status"], problem["code"]) == (413, "too_large")
+    assert problem["detail"] == "body: the form has more than 20000 fields, which is the limit"
 
 
 async def test_a_body_without_a_length_is_counted_as_it_comes(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -47,6 +49,14 @@ class SharedEmbeddings(Protocol):
         ...
 
 
+@dataclass(eq=False)
+class _Build:
+    """A matrix that is being made, and how many callers wait for it."""
+
+    task: asyncio.Task[Features]
+    callers: int = 0
+
+
 class ClassBuilder:
     """Builds class matrices. What was encoded for one list of labels is not encoded for another.
 
@@ -71,25 +81,33 @@ class ClassBuilder:
         self._shared = shared
         self._note_shared = _noting("shared", metrics)
         self._sharing: set[asyncio.Task[None]] = set()
-        self._building: dict[bytes, asyncio.Task[Features]] = {}
+        self._building: dict[bytes, _Build] = {}
 
     async def matrix(
         self, served: ServedModel, labels: Sequence[Label], template_set: TemplateSet
     ) -> Features:
         """Class embeddings (C, D), from the caches where possible.
 
-        Callers that ask for the same list at the same time share one piece of work, which goes on
-        when they leave: the next one to ask finds it done.
+        Callers that ask for the same list at the same time share one piece of work. It ends when the last
+        of them leaves, as nobody else bounds how many there are; the next one to ask finds in the cache
+        what was done.
         """
         key = matrix_key(served.digest, template_set, labels)
         if (matrix := self._matrices.get(key)) is not None:
             return matrix
-        task = self._building.get(key)
-        if task is None:
-            task = asyncio.create_task(self._build(served, labels, template_set))
-            self._building[key] = task
-            task.add_done_callback(lambda done: self._keep(key, done))
-        return await asyncio.shield(task)
+        build = self._building.get(key)
+        if build is None:
+            build = _Build(asyncio.create_task(self._build(served, labels, template_set)))
+            self._building[key] = build
+            build.task.add_done_callback(partial(self._keep, key, build))
+        build.callers += 1
+        try:
+            return await asyncio.shield(build.task)
+        finally:
+            build.callers -= 1
+            if not build.callers:
+                self._forget(key, build)
+                build.task.cancel()
 
     async def some_rows(
         self, served: ServedModel, labels: Sequence[Label], template_set: TemplateSet, *, lane: Lane
@@ -115,7 +133,7 @@ class ClassBuilder:
 
     async def close(self) -> None:
         """Stop building."""
-        tasks = [*self._building.values(), *self._sharing]
+        tasks = [*(build.task for build in self._building.values()), *self._sharing]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -153,10 +171,15 @@ class ClassBuilder:
             ]
         return np.concatenate(rounds)
 
-    def _keep(self, key: bytes, done: asyncio.Task[Features]) -> None:
-        del self._building[key]
+    def _keep(self, key: bytes, build: _Build, done: asyncio.Task[Features]) -> None:
+        self._forget(key, build)
         if not done.cancelled() and done.exception() is None:
             self._matrices.put(key, done.result())
+
+    def _forget(self, key: bytes, build: _Build) -> None:
+        """Let nobody join it any more; another one may have been begun already."""
+        if self._building.get(key) is build:
+            del self._building[key]
 
 
 def make_classifier(

@@ -8,6 +8,7 @@ whatever arrives while a batch runs makes up the next one.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ Result = TypeVar("Result")
 Lane = Literal["interactive", "bulk"]
 DropReason = Literal["cancelled", "expired"]
 
+_LOG = logging.getLogger("clipserve.batcher")
 _RATE_MEMORY = 0.8  # weight of the past in the running average of items per second
 
 
@@ -126,7 +128,7 @@ class Batcher(Generic[Item, Result]):
         self._items_per_second = 0.0
         self._pump_scheduled = False
         self._closed = False
-        self._failure: BaseException | None = None
+        self._died = False
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -190,9 +192,9 @@ class Batcher(Generic[Item, Result]):
 
     @property
     def failure(self) -> str | None:
-        """Why the worker counts as dead, or None while it is well."""
-        if self._failure is not None:
-            return f"the worker of {self.name} died: {self._failure!r}"
+        """That the worker counts as dead, in words that probes may show, or None while it is well."""
+        if self._died:
+            return f"the worker of {self.name} died"
         started = min((batch[0].started_at for batch in self._running.values()), default=None)
         if started is not None and time.monotonic() - started > self._stall_seconds:
             return f"a batch of {self.name} has been running for more than {self._stall_seconds:g} s"
@@ -317,14 +319,15 @@ class Batcher(Generic[Item, Result]):
             self._idle.set()
 
     def _check_open(self) -> None:
-        if self._failure is not None:
+        if self._died:
             raise BatcherStoppedError(f"the worker of {self.name} died")
         if self._closed:
             raise BatcherStoppedError(f"{self.name} was closed")
 
     def _die(self, error: BaseException, batch: Sequence[_Entry[Item, Result]] = ()) -> None:
-        """The worker cannot go on: remember why, and leave nobody waiting."""
-        self._failure = error
+        """The worker cannot go on: log why, and leave nobody waiting."""
+        _LOG.critical("the worker of %s died", self.name, exc_info=error)
+        self._died = True
         stopped = BatcherStoppedError(f"the worker of {self.name} died")
         for entry in batch:
             if not entry.future.done():

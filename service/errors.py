@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,6 +82,7 @@ class Status:
 # The body of an error's answer, made of its status and the sentence a client may read.
 ErrorBody = Callable[[Status, str], dict[str, Any]]
 
+_LOG = logging.getLogger("clipserve.errors")
 _FOLDERS = re.compile(r"(?<![\w./])(?:~|\.{1,2})?/(?:[^\s/'\":]+/)*(?=[^\s/'\":])")
 _INTERNAL = Status(500, "internal_error", "Internal error")
 
@@ -136,12 +138,20 @@ def message_of(error: Exception) -> str:
     if status is _INTERNAL:
         return "the server failed on this request; its log has the details under the request id"
     text = str(error) or status.title
-    return without_folders(text) if status.status >= 500 else text
+    return _without_folders(text) if status.status >= 500 else text
 
 
-def without_folders(text: str) -> str:
+def _without_folders(text: str) -> str:
     """``text`` with the names of files, but not of the folders they lie in: those are the server's own."""
     return _FOLDERS.sub("", text)
+
+
+def log_fault(outcomes: Iterable[object], ids: Mapping[str, str]) -> None:
+    """Log the first of ``outcomes`` of which clients are told nothing, with the ``ids`` of the request."""
+    for one in outcomes:
+        if isinstance(one, Exception) and status_of(one).status in {500, 507}:
+            _LOG.error("request failed", extra=dict(ids), exc_info=one)
+            return
 
 
 def url_reason(error: Exception) -> str:

@@ -15,12 +15,19 @@ from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.access import caller_of
-from service.errors import ErrorBody, UrlTimeoutError, http_problem, problem, problem_body, status_of
+from service.errors import (
+    ErrorBody,
+    UrlTimeoutError,
+    http_problem,
+    log_fault,
+    problem,
+    problem_body,
+    status_of,
+)
 from service.metrics import Metrics
 from service.timings import Timings
 
 _ACCESS = logging.getLogger("clipserve.access")
-_ERRORS = logging.getLogger("clipserve.errors")
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _CLIENT_CLOSED = 499  # nginx's code for a client that went away; only ever seen in logs and metrics
 
@@ -71,6 +78,7 @@ class Observe:
         began = time.perf_counter()
         request_id = _request_id(scope)
         timings = scope["timings"] = self._begin(scope)
+        timings.ids = {"request_id": request_id, **timings.ids}
         status = _CLIENT_CLOSED
 
         async def send_with_headers(message: Message) -> None:
@@ -89,20 +97,18 @@ class Observe:
         except Exception as error:
             if status != _CLIENT_CLOSED:
                 raise  # the answer has begun; only the server can end the connection now
-            await self._answer(error, request_id, scope)(scope, receive, send_with_headers)
+            log_fault([error], timings.ids)
+            await self._answer(error, scope)(scope, receive, send_with_headers)
         finally:
             self._note(scope, status, time.perf_counter() - began, request_id, timings)
 
-    def _answer(self, error: Exception, request_id: str, scope: Scope) -> ASGIApp:
+    def _answer(self, error: Exception, scope: Scope) -> ASGIApp:
         spoken = (dialect.error_body for dialect in self._dialects if dialect.is_spoken_at(scope))
         body = next(spoken, problem_body)
         if isinstance(error, HTTPException):
             return http_problem(error, body)
         status = status_of(error)
-        if status.status in {500, 507}:  # the client is told less than is known
-            known_as = {"request_id": request_id, **scope["timings"].ids}
-            _ERRORS.exception("request failed", extra=known_as, exc_info=error)
-        elif status.status in {429, 503, 504} and not isinstance(error, UrlTimeoutError):  # counted already
+        if status.status in {429, 503, 504} and not isinstance(error, UrlTimeoutError):  # counted already
             self._metrics.rejected.labels(status.code).inc()
         return problem(error, body)
 
@@ -118,7 +124,6 @@ class Observe:
             _ACCESS.info(
                 "request",
                 extra={
-                    "request_id": request_id,
                     **timings.ids,
                     "method": scope["method"],
                     "route": route,

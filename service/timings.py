@@ -14,8 +14,8 @@ Stage = Literal["read", "fetch", "decode", "queue", "encode", "score"]
 class Timings:
     """Seconds by stage. A stage that ran for several items at once counts its longest one.
 
-    ``model``: which one the request is for, once that is known. ``ids``: what log lines name the request's
-    trace by, where there is one.
+    ``model``: which one the request is for, once that is known. ``ids``: what log lines name the request by,
+    and its trace where there is one.
     """
 
     ids: Mapping[str, str] = MappingProxyType({})

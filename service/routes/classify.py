@@ -14,7 +14,7 @@ from prompts.classifier import Predictions, ZeroShotClassifier
 from prompts.templates import TemplateSet
 from service.classes import check_classes, choose_templates
 from service.context import Services, Work, admitted, ended_with_client, services_of
-from service.errors import InvalidRequestError, TooLargeError, item_error, url_reason
+from service.errors import InvalidRequestError, TooLargeError, item_error, log_fault, url_reason
 from service.inputs import ClassifyRequest, Picture, PictureSource, RemotePicture
 from service.responses import JsonResponse
 from service.schemas import ClassifyAnswer, ClassifyBody, ClassifyOptions, openapi_body
@@ -58,6 +58,7 @@ async def classified(services: Services, wanted: ClassifyRequest, work: Work) ->
         features = await image_features(services, served, wanted.pictures, work)
     if wanted.single and isinstance(features[0], Exception):
         raise features[0]
+    log_fault(features, work.timings.ids)
     with work.timings.measure("score", items=len(features)):
         results = await _scored(features, classifier, wanted.top_k)
     return {

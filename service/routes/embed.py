@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request, Response
 from models.tokenizer import TokenizedText
 from service.context import Services, Work, admitted, ended_with_client, services_of
 from service.engine import TextFeatures
-from service.errors import item_error, named
+from service.errors import item_error, log_fault, named
 from service.inputs import Embeddable, Kind
 from service.responses import JsonResponse, base64_floats, npy_response
 from service.routes.classify import image_features
@@ -54,6 +54,7 @@ async def embed(request: Request) -> Response:
     failed = next((outcome for outcome in outcomes if isinstance(outcome, Exception)), None)
     if failed is not None and (as_npy or len(outcomes) == 1):
         raise failed
+    log_fault(outcomes, work.timings.ids)
     if as_npy:
         return npy_response(np.stack([vector_of(one) for one in outcomes if not isinstance(one, Exception)]))
     return JsonResponse(

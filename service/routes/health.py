@@ -7,7 +7,6 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from service.context import Services, services_of
-from service.errors import without_folders
 from service.responses import JsonResponse
 
 router = APIRouter(tags=["health"])
@@ -18,7 +17,7 @@ UNWELL: dict[int | str, dict[str, Any]] = {503: {"description": "The same body, 
 @router.get("/health/live", responses=UNWELL)
 async def live(request: Request) -> Response:
     """200 while the engine works; 503 once a worker has died or hangs: restart the process."""
-    failures = [without_folders(one) for one in services_of(request).engine.failures()]
+    failures = services_of(request).engine.failures()
     body = {"status": "dead", "reasons": failures} if failures else {"status": "live"}
     return JsonResponse(body, 503 if failures else 200)
 

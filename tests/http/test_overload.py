@@ -75,7 +75,9 @@ async def test_a_passed_deadline_is_504_and_frees_its_places(tmp_path: Path) -> 
         assert (await client.request(method, path, **request)).status_code == 200
 
 
-async def test_a_dead_engine_is_503_and_says_so_to_probes(client: Client) -> None:
+async def test_a_dead_engine_is_503_and_says_so_to_probes(
+    client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
     held = Held(client)
     held.fail_with = SystemExit("by the test")
     held.release.set()
@@ -86,7 +88,8 @@ async def test_a_dead_engine_is_503_and_says_so_to_probes(client: Client) -> Non
     assert (problem["status"], problem["code"]) == (503, "engine_stopped")
     live, ready = await client.get("/health/live"), await client.get("/health/ready")
     assert (live.status_code, ready.status_code) == (503, 503)
-    assert "image encoder of toy died" in live.json()["reasons"][0]
+    assert live.json()["reasons"] == ["the worker of image encoder of toy died"]
+    assert "by the test" in caplog.text  # and nowhere else: probes are open to all
     assert ready.json()["status"] == "dead"
 
 
@@ -104,9 +107,10 @@ async def test_an_unforeseen_error_is_500_and_tells_nothing_of_itself(
     assert (await client.get("/health/live")).status_code == 200
 
 
-async def test_values_that_are_not_finite_fail_their_item_alone(client: Client) -> None:
+async def test_values_that_are_not_finite_fail_their_item_alone(
+    client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
     batcher = client.services.engine.model("toy").images
-    numbers = itertools.count()
 
     def run(items: Sequence[Any]) -> Any:
         features = np.ones((len(items), 48), np.float32)
@@ -114,10 +118,19 @@ async def test_values_that_are_not_finite_fail_their_item_alone(client: Client) 
         return _check_finite(features)
 
     batcher._run = run
-    answer = await client.post("/classify", json={"images": [IMAGE] * 3, "labels": ["a"]})
-    codes = [result.get("error", {}).get("code") for result in answer.json()["results"]]
-    assert codes.count("internal_error") == 1
-    assert codes.count(None) == 2
+    bodies: dict[str, dict[str, Any]] = {
+        "/classify": {"images": [IMAGE] * 3, "labels": ["a"]},
+        "/embed": {"inputs": [{"image": IMAGE}] * 3},
+    }
+    for path, body in bodies.items():
+        numbers = itertools.count()
+        answer = await client.post(path, json=body, headers={"x-request-id": path})
+        entries = answer.json()["results" if path == "/classify" else "embeddings"]
+        codes = [entry.get("error", {}).get("code") for entry in entries]
+        assert codes.count("internal_error") == 1
+        assert codes.count(None) == 2
+        (logged,) = [one for one in caplog.records if one.exc_info and getattr(one, "request_id", "") == path]
+        assert "not finite" in str(logged.exc_info)
 
 
 async def test_while_starting_requests_are_503(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
+from prompts import redis_scripts as scripts
 from prompts.errors import (
     PromptError,
     StoreError,
@@ -44,51 +45,6 @@ log = logging.getLogger(__name__)
 
 _PREFIX = "clipserve"
 _LOST = (RedisConnectionError, RedisTimeoutError)
-
-# Tickets follow the clock of Redis, so that they go on rising after its memory was lost.
-_TICKET = """
-local time = redis.call('TIME')
-local last = tonumber(redis.call('GET', KEYS[1]) or '0')
-local ticket = string.format('%.0f', math.max(time[1] * 1000000 + time[2], last + 1))
-redis.call('SET', KEYS[1], ticket)
-return ticket
-"""
-_FENCED = """
-local fence = tonumber(redis.call('HGET', KEYS[1], ARGV[1]) or '0')
-if fence > tonumber(ARGV[2]) then return 0 end
-redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
-local revision = redis.call('INCR', KEYS[2])
-"""
-_FORGET_BUILD = "for i = 5, 7 do redis.call('HDEL', KEYS[i], ARGV[1]) end\n"
-_PUT = f"""{_FENCED}{_FORGET_BUILD}
-redis.call('HSET', KEYS[3], ARGV[1], revision)
-redis.call('HSET', KEYS[4], ARGV[1], ARGV[3])
-return revision
-"""
-_PUT_PARTIAL = f"""{_FENCED}
-redis.call('HSET', KEYS[5], ARGV[1], ARGV[3])
-redis.call('HSET', KEYS[6], ARGV[1], ARGV[4])
-if ARGV[5] == '' then redis.call('HDEL', KEYS[7], ARGV[1])
-else redis.call('HSET', KEYS[7], ARGV[1], ARGV[5]) end
-return revision
-"""
-_DELETE = f"""
-local there = redis.call('HEXISTS', KEYS[4], ARGV[1]) + redis.call('HEXISTS', KEYS[5], ARGV[1])
-if there == 0 then return -1 end
-{_FENCED}{_FORGET_BUILD}
-redis.call('HDEL', KEYS[3], ARGV[1])
-redis.call('HDEL', KEYS[4], ARGV[1])
-return revision
-"""
-_HASHES = ("fences", "revision", "versions", "classifiers", "builds", "progress", "checkpoints")
-_LEASE = """
-local holder = redis.call('GET', KEYS[1])
-if holder and holder ~= ARGV[1] then return 0 end
-redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
-return 1
-"""
-_RENEW = "return redis.call('GET', KEYS[1]) == ARGV[1] and redis.call('PEXPIRE', KEYS[1], ARGV[2])"
-_RELEASE = "return redis.call('GET', KEYS[1]) == ARGV[1] and redis.call('DEL', KEYS[1])"
 
 
 class _Moment(NamedTuple):
@@ -206,13 +162,13 @@ class RedisStore:
     def ticket(self) -> int:
         """The time of Redis in microseconds, or one more than the last ticket."""
         with self._reaching():
-            return int(self._client.eval(_TICKET, 1, self._key("ticket")))
+            return int(self._client.eval(scripts.TICKET, 1, self._key("ticket")))
 
     def lease(self, classifier: StoredClassifier) -> Lease | None:
         """The right to build this content under this name; None while another store object has it."""
         content = hashlib.blake2b(repr(classifier.content).encode(), digest_size=16).hexdigest()
         key = self._key(f"lease:{classifier.name}:{content}")
-        granted = self._run(_LEASE, [key], self._token, self._lease_milliseconds)
+        granted = self._run(scripts.LEASE, [key], self._token, self._lease_milliseconds)
         return _RedisLease(self._run, key, self._token, self._lease_milliseconds) if granted else None
 
     def get_partial(self, name: str) -> StoredClassifier | None:
@@ -239,7 +195,7 @@ class RedisStore:
         check_whole(classifier)
         name = classifier.name
         with self._writing:
-            revision = self._write(_PUT, classifier, to_bytes(classifier))
+            revision = self._write(scripts.PUT, classifier, to_bytes(classifier))
             self._loaded = {**self._loaded, name: classifier}
             self._versions = {**self._versions, name: revision}
             self._broken = _without(self._broken, name)
@@ -256,7 +212,7 @@ class RedisStore:
         begun = replace(classifier, matrix=None)
         checkpoint = b"" if classifier.matrix is None else to_bytes(classifier)
         with self._writing:
-            self._write(_PUT_PARTIAL, classifier, to_bytes(begun), classifier.done, checkpoint)
+            self._write(scripts.PUT_PARTIAL, classifier, to_bytes(begun), classifier.done, checkpoint)
             progress = Progress(stored=begun, done=classifier.done)
             self._progress = {**self._progress, classifier.name: progress}
 
@@ -269,7 +225,7 @@ class RedisStore:
         """
         ticket = self.ticket()
         with self._writing:
-            revision = self._run(_DELETE, self._keys(), name, ticket)
+            revision = self._run(scripts.DELETE, self._keys(), name, ticket)
             if revision == -1:
                 raise UnknownClassifierError(f"classifier: none is named {name[:80]!r}")
             self._newest = revision
@@ -302,7 +258,7 @@ class RedisStore:
         fences = _numbers(self._client.hgetall(self._key("fences")))
         for name, classifier in self._loaded.items():
             if name.encode() not in there or fences.get(name, 0) < classifier.ticket:
-                self._run(_PUT, self._keys(), name, classifier.ticket, to_bytes(classifier))
+                self._run(scripts.PUT, self._keys(), name, classifier.ticket, to_bytes(classifier))
         self._versions = {}  # revisions are counted anew
 
     def _load(self) -> None:
@@ -374,13 +330,14 @@ class RedisStore:
             self._problem = "Redis cannot be reached"
             raise StoreUnavailableError("the store of classifiers cannot be reached now") from error
         except RedisError as error:
-            raise StoreError(f"the store of classifiers refuses: {error}") from error
+            log.warning("Redis refuses: %s", error)  # its words may be about users, keys or memory
+            raise StoreError("the store of classifiers refuses what it is asked") from error
         if self._problem is not None:
             log.info("Redis can be reached")
         self._problem = None
 
     def _keys(self) -> list[str]:
-        return [self._key(name) for name in _HASHES]
+        return [self._key(name) for name in scripts.WRITTEN]
 
     def _key(self, name: str) -> str:
         return f"{self._prefix}:{name}"
@@ -396,10 +353,10 @@ class _RedisLease:
         self._milliseconds = milliseconds
 
     def renew(self) -> None:
-        self._run(_RENEW, [self._key], self._token, self._milliseconds)
+        self._run(scripts.RENEW, [self._key], self._token, self._milliseconds)
 
     def release(self) -> None:
-        self._run(_RELEASE, [self._key], self._token)
+        self._run(scripts.RELEASE, [self._key], self._token)
 
 
 def _numbers(reply: Any) -> dict[str, int]:

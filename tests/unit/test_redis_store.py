@@ -350,3 +350,14 @@ def test_a_folder_shows_what_another_process_does(tmp_path: Path):
     one.put(replace(before, ticket=one.ticket()))
     other.refresh()
     assert other.names() == ("birds", "pets")
+
+
+def test_what_redis_refuses_is_logged_and_its_words_stay_here(
+    open_store: Opener, redis: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = open_store()
+    with redis.client() as client:
+        client.set("clipserve:fences", "no hash")
+    with pytest.raises(StoreError, match=r"^the store of classifiers refuses what it is asked$"):
+        store.put(stored(store.ticket()))
+    assert "WRONGTYPE" in caplog.text

@@ -45,6 +45,9 @@ def main() -> NoReturn:
         app(standalone_mode=True)
     except (ModelError, PromptError, EvaluationError, BulkError) as error:
         _fail(str(error))
+    except OSError as error:  # a file that cannot be read or written, in most cases
+        reason = error.strerror or str(error)
+        _fail(f"{error.filename}: {reason}" if error.filename else reason)
     except ValidationError as error:
         first = error.errors()[0]
         name = "_".join(str(part) for part in first["loc"]).upper()

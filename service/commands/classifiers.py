@@ -9,13 +9,11 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import Progress
 
-from prompts.ensemble import build_class_embeddings
 from prompts.labels import Label, check_labels
 from prompts.store import DirectoryStore, StoredClassifier, check_classifier_name
 from prompts.templates import TemplateSets
-from service.commands.options import load_model
+from service.commands.options import class_embeddings, load_model, progress_bars
 from service.settings import Settings
 
 classifiers = typer.Typer(help="Build named classifiers ahead of time.", no_args_is_help=True)
@@ -29,7 +27,15 @@ def register(app: typer.Typer) -> None:
 @classifiers.command()
 def build(
     name: Annotated[str, typer.Argument(help="Name to ask for it by.")],
-    labels: Annotated[Path, typer.Option(help="File with a label a line; - reads standard input.")],
+    labels: Annotated[
+        Path,
+        typer.Option(
+            help="File with a label a line; - reads standard input.",
+            exists=True,
+            dir_okay=False,
+            allow_dash=True,
+        ),
+    ],
     template_set: Annotated[str | None, typer.Option(help="Template set.")] = None,
     model: Annotated[str | None, typer.Option("--model", "-m", help="Model.")] = None,
 ) -> None:
@@ -39,22 +45,14 @@ def build(
     """
     settings = Settings()
     check_classifier_name(name)
-    content = sys.stdin.read() if str(labels) == "-" else labels.read_text()
-    wanted = tuple(Label(line.strip()) for line in content.splitlines() if line.strip())
+    wanted = _read_labels(labels)
     check_labels(wanted, max_labels=settings.max_classifier_labels, max_length=settings.max_text_length)
-    folders = [folder for folder in (settings.template_sets_dir,) if folder]
-    templates = TemplateSets(*folders).get(template_set or settings.default_template_set)
+    templates = TemplateSets(*settings.template_set_folders).get(
+        template_set or settings.default_template_set
+    )
     loaded = load_model(settings, model)
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("prompts", total=None)
-        matrix = build_class_embeddings(
-            wanted,
-            templates,
-            loaded.encode_texts,
-            batch=settings.max_batch,
-            progress=lambda done, total: progress.update(task, completed=done, total=total),
-        )
+    with progress_bars() as progress:
+        matrix = class_embeddings(loaded, wanted, templates, batch=settings.max_batch, progress=progress)
     store = DirectoryStore(settings.classifiers_folder)
     store.put(
         StoredClassifier(
@@ -68,4 +66,14 @@ def build(
             ticket=store.ticket(),
         )
     )
-    console.print(f"{name}: {len(wanted)} labels, {len(templates.templates)} templates, model {loaded.name}")
+    Console(stderr=True).print(
+        f"{name}: {len(wanted)} labels, {len(templates.templates)} templates, model {loaded.name}"
+    )
+
+
+def _read_labels(path: Path) -> tuple[Label, ...]:
+    try:
+        content = (sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise typer.BadParameter(f"{path} is not UTF-8", param_hint="--labels") from error
+    return tuple(Label(line.strip()) for line in content.splitlines() if line.strip())

@@ -14,11 +14,18 @@ import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from prompts.ensemble import build_class_embeddings
 from prompts.labels import Label, check_labels
 from prompts.templates import TemplateSet, TemplateSets, custom_template_set
-from service.commands.options import ColumnOption, ModelOption, load_model, pipeline_of, progress_bars
+from service.commands.options import (
+    ColumnOption,
+    ModelOption,
+    class_embeddings,
+    load_model,
+    pipeline_of,
+    progress_bars,
+)
 from service.settings import Settings
 
 
@@ -66,14 +73,7 @@ def classify(  # noqa: PLR0917 (typer reads the options off the signature)
     sources = find_sources(pictures, column=column, max_bytes=settings.max_image_bytes)
     loaded = load_model(settings, model)
     with progress_bars() as progress:
-        task = progress.add_task("prompts", total=None)
-        matrix = build_class_embeddings(
-            labels,
-            templates,
-            loaded.encode_texts,
-            batch=settings.max_batch,
-            progress=lambda done, total: progress.update(task, completed=done, total=total),
-        )
+        matrix = class_embeddings(loaded, labels, templates, batch=settings.max_batch, progress=progress)
         classifier = make_classifier(loaded, label, matrix)
         found = chain.from_iterable(source.pictures() for source in sources)
         encoded = pipeline_of(loaded, settings).encode(found)
@@ -105,8 +105,7 @@ def _templates(settings: Settings, name: str | None, own: Sequence[str] | None) 
         if name:
             raise typer.BadParameter("give --template or --template-set, not both")
         return custom_template_set(own, max_length=settings.max_text_length)
-    folders = [folder for folder in (settings.template_sets_dir,) if folder]
-    return TemplateSets(*folders).get(name or settings.default_template_set)
+    return TemplateSets(*settings.template_set_folders).get(name or settings.default_template_set)
 
 
 def _print(rows: list[dict[str, object]], output: Output) -> None:
@@ -122,8 +121,8 @@ def _print(rows: list[dict[str, object]], output: Output) -> None:
         )
         for row in rows:
             if "error" in row:
-                table.add_row(str(row["picture"]), f"[red]{row['error']}[/red]", "", "")
+                table.add_row(str(row["picture"]), Text(str(row["error"]), style="red"), "", "")
             else:
                 name = str(row["picture"]) if row["rank"] == 1 else ""
                 table.add_row(name, str(row["label"]), f"{row['score']:.4f}", f"{row['similarity']:.4f}")
-        Console().print(table)
+        Console(markup=False).print(table)  # names of files and labels may look like markup

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from prompts.errors import TemplateError, UnknownTemplateSetError
 from prompts.templates import TemplateSet, TemplateSets, read_template_set
-from service.commands.options import load_model, progress_bars
+from service.commands.options import load_model, pipeline_of, progress_bars
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -42,8 +42,14 @@ def evaluate(  # noqa: PLR0917 (typer reads the options off the signature)
     templates: Annotated[
         list[Path] | None, typer.Option(help="Template set of your own, a JSON file; repeat it.")
     ] = None,
-    report: Annotated[Path | None, typer.Option(help="HTML file to write: one page, plots inside.")] = None,
-    json: Annotated[Path | None, typer.Option(help="JSON file to write, with every figure.")] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(help="HTML file to write: one page, plots inside.", dir_okay=False, writable=True),
+    ] = None,
+    json: Annotated[
+        Path | None,
+        typer.Option(help="JSON file to write, with every figure.", dir_okay=False, writable=True),
+    ] = None,
     most_confused: Annotated[
         int, typer.Option(min=0, max=500, help="Most confused pictures to show in the report.")
     ] = 24,
@@ -103,13 +109,13 @@ def _encoder(
         return
     from service.evaluation.encoder import LocalEncoder
 
-    folders = [folder for folder in (settings.template_sets_dir,) if folder]
+    loaded = load_model(settings, model)
     yield LocalEncoder(
-        load_model(settings, model),
-        template_sets=list(TemplateSets(*folders)),
+        loaded,
+        pipeline_of(loaded, settings),
+        template_sets=list(TemplateSets(*settings.template_set_folders)),
         default_template_set=settings.default_template_set,
         batch=settings.max_batch,
-        threads=settings.decode_threads,
     )
 
 
@@ -152,7 +158,7 @@ def _show(found: Evaluation) -> None:
             _percent(one.top5.value),
             "" if is_first else _share(one.gain, "+"),
         )
-    Console().print(table)
+    Console(markup=False).print(table)  # a file of templates may have any name
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     for bad in found.bad_pictures[:_BAD_SHOWN]:
         console.print(f"left out: {bad.path}: {bad.reason}", markup=False)

@@ -30,12 +30,12 @@ def list_models(
 ) -> None:
     """List every model in CLIPSERVE_MODELS_DIR and the embedded one."""
     registry = registry_of(Settings())
-    manifests, broken = [], []
+    manifests = []
     for name in registry.names():
         try:
             manifests.append(registry.manifest(name))
         except ManifestError as error:
-            broken.append(str(error))
+            Console(stderr=True).print(str(error), style="red", markup=False)
     if as_json:
         typer.echo(json.dumps([describe(one) for one in manifests], indent=2))
         return
@@ -51,9 +51,7 @@ def list_models(
             one.precision,
             f"{size:.1f}",
         )
-    Console().print(table)
-    for reason in broken:
-        Console(stderr=True).print(f"[red]{reason}[/red]")
+    Console(markup=False).print(table)
 
 
 @models.command("show")

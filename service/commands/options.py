@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
+import numpy as np
 import typer
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from models.registry import LoadedModel, ModelRegistry
+from prompts.ensemble import build_class_embeddings
+from prompts.labels import Label
+from prompts.templates import TemplateSet
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -45,6 +51,20 @@ def pipeline_of(model: LoadedModel, settings: Settings) -> Pipeline:
         max_batch=settings.max_batch,
         max_bytes=settings.max_image_bytes,
         threads=settings.decode_threads,
+    )
+
+
+def class_embeddings(
+    model: LoadedModel, labels: Sequence[Label], template_set: TemplateSet, *, batch: int, progress: Progress
+) -> NDArray[np.float32]:
+    """Class embeddings (C, D), with a bar that counts prompts."""
+    task = progress.add_task("prompts", total=None)
+    return build_class_embeddings(
+        labels,
+        template_set,
+        model.encode_texts,
+        batch=batch,
+        progress=lambda done, total: progress.update(task, completed=done, total=total),
     )
 
 

@@ -74,4 +74,4 @@ def config(
         value = getattr(settings, name)
         shown = ",".join(map(str, value)) if isinstance(value, tuple) else "" if value is None else str(value)
         table.add_row(f"CLIPSERVE_{name.upper()}", shown, field.description or "")
-    Console(soft_wrap=False).print(table)
+    Console(markup=False).print(table)

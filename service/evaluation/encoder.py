@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.cores import available_cores
-from models.errors import ImageError
 from models.manifest import ScoringSpec
 from models.registry import LoadedModel
 from prompts.templates import TemplateSet
+from service.bulk.picture import file_picture
+from service.bulk.pipeline import Pipeline
 from service.class_builder import split
 
 Features = NDArray[np.float32]
 Outcome = Features | str
-Batch = TypeVar("Batch")
-Done = TypeVar("Done")
 
 
 class Encoder(Protocol):
@@ -62,20 +58,20 @@ class Encoder(Protocol):
 
 
 class LocalEncoder:
-    """Runs a model in this process: the next batch is decoded while one is encoded."""
+    """Runs a model in this process; ``pipeline`` keeps the limits on pictures that a server would keep."""
 
     def __init__(
         self,
         model: LoadedModel,
+        pipeline: Pipeline,
         *,
         template_sets: Sequence[TemplateSet],
         default_template_set: str,
         batch: int = 32,
-        threads: int = 0,
     ) -> None:
         self._model = model
+        self._pipeline = pipeline
         self._batch = batch
-        self._threads = threads or available_cores()
         self.name = model.name
         self.digest = model.manifest.digest
         self.scoring = model.manifest.scoring
@@ -84,36 +80,10 @@ class LocalEncoder:
 
     def pictures(self, paths: Sequence[Path]) -> Iterator[Outcome]:
         """As ``Encoder.pictures``."""
-        with ThreadPoolExecutor(self._threads) as threads:
-            decode = partial(threads.map, self._decode)
-            for decoded in one_ahead(decode, split(paths, self._batch)):
-                yield from self._encode(list(decoded))
+        for one in self._pipeline.encode(map(file_picture, paths)):
+            yield one.error if one.features is None else one.features
 
     def texts(self, texts: Sequence[str]) -> Iterator[Features]:
         """As ``Encoder.texts``."""
         for some in split(texts, self._batch):
             yield from self._model.encode_texts(some)
-
-    def _decode(self, path: Path) -> NDArray[np.uint8] | str:
-        try:
-            return self._model.preprocess(path.read_bytes())
-        except ImageError as error:
-            return str(error)
-        except OSError as error:
-            return f"cannot be read ({error.strerror})"
-
-    def _encode(self, decoded: Sequence[NDArray[np.uint8] | str]) -> Iterator[Outcome]:
-        good = [pixels for pixels in decoded if not isinstance(pixels, str)]
-        features = iter(self._model.encode_pixels(good) if good else ())
-        return (one if isinstance(one, str) else next(features) for one in decoded)
-
-
-def one_ahead(begin: Callable[[Batch], Done], batches: Iterable[Batch]) -> Iterator[Done]:
-    """What ``begin`` makes of each batch, handed out only once the next batch has been begun too."""
-    begun = (begin(batch) for batch in batches)
-    for first in begun:
-        current = first
-        for following in begun:
-            yield current
-            current = following
-        yield current

@@ -90,6 +90,7 @@ class Playground {
 
   #clear() {
     this.#pictures.clear();
+    this.#scores.clear(); // or their files would stay in memory
     this.#selected = null;
     announce("All pictures removed");
     this.#update();

@@ -110,8 +110,8 @@ class _Parent:
             one.close()
         for asked in numbers:
             for number, process in self._workers.items():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(process.pid or 0, asked if self._is_ready(number) else signal.SIGTERM)
+                if process.pid is not None and process.is_alive():
+                    os.kill(process.pid, asked if self._is_ready(number) else signal.SIGTERM)
 
     def _is_ready(self, number: int) -> bool:
         return self._starts[number] > self._ready_before[number]

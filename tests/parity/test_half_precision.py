@@ -22,7 +22,7 @@ TEXTS = ["a cat", "two dogs under a bridge", "nothing"]
 
 def _export(folder: Path, recipe: precision.Recipe, name: str) -> Path:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(precision.RECIPES, "fp16", (recipe,))
+        patch.setattr("models.export.recipes", lambda *_: (recipe,))
         return export_open_clip("tiny-vit", destination=folder / name, precision="fp16", threads=1)
 
 
@@ -30,7 +30,7 @@ def _export(folder: Path, recipe: precision.Recipe, name: str) -> Path:
 def folder(tmp_path_factory: pytest.TempPathFactory, tiny_architectures: None) -> Path:
     """``tiny-vit`` by every recipe, under the number of the recipe."""
     place = tmp_path_factory.mktemp("half")
-    for number, recipe in enumerate(precision.RECIPES["fp16"]):
+    for number, recipe in enumerate(precision.recipes("fp16")):
         _export(place, recipe, f"half-{number}")
     return place
 
@@ -47,7 +47,7 @@ def _nodes(path: Path, operator: str) -> Iterator[list[int]]:
 
 @pytest.mark.parametrize("tower", ["image", "text"])
 def test_norms_are_float32_and_products_float16(folder: Path, tower: str) -> None:
-    for number in range(len(precision.RECIPES["fp16"])):
+    for number in range(len(precision.recipes("fp16"))):
         path = folder / f"half-{number}" / f"{tower}.onnx"
         norms = list(_nodes(path, "LayerNormalization"))
         assert len(norms) >= 5

@@ -297,7 +297,8 @@ def _embedding(given: list[float] | str, field: str) -> NDArray[np.float32]:
         data = _decode(given, field)
         if len(data) % 4:
             raise InvalidRequestError(f"{field}: has {len(data)} bytes, which are no whole float32 numbers")
-        vector = np.frombuffer(data, "<f4").astype(np.float64)
+        with np.errstate(invalid="ignore"):  # what is no number is refused below
+            vector = np.frombuffer(data, "<f4").astype(np.float64)
     else:
         vector = np.asarray(given, np.float64)
     with np.errstate(over="ignore"):  # what overflows even float64 is refused below

@@ -97,7 +97,6 @@ class Observe:
         except Exception as error:
             if status != _CLIENT_CLOSED:
                 raise  # the answer has begun; only the server can end the connection now
-            log_fault([error], timings.ids)
             await self._answer(error, scope)(scope, receive, send_with_headers)
         finally:
             self._note(scope, status, time.perf_counter() - began, request_id, timings)
@@ -107,6 +106,7 @@ class Observe:
         body = next(spoken, problem_body)
         if isinstance(error, HTTPException):
             return http_problem(error, body)
+        log_fault([error], scope["timings"].ids)
         status = status_of(error)
         if status.status in {429, 503, 504} and not isinstance(error, UrlTimeoutError):  # counted already
             self._metrics.rejected.labels(status.code).inc()

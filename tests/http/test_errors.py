@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from service import errors
@@ -198,6 +199,16 @@ async def test_bad_requests_are_refused_by_name(client: Client, refusal: Any) ->
 
 async def test_a_405_names_what_is_allowed(client: Client) -> None:
     assert (await client.get("/classify")).headers["allow"] == "POST"
+
+
+async def test_what_is_the_clients_fault_is_not_logged_as_the_servers(
+    client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    for method, path in (("GET", "/nowhere"), ("GET", "/classify"), ("GET", "/models/gpt")):
+        assert (await client.request(method, path)).status_code in {404, 405}
+    nothing = {"embedding": base64(np.array([0x7FA00000] * 4, "<u4").tobytes())}  # signalling NaN
+    assert (await client.post("/classify", json={"image": nothing, "labels": ["a"]})).status_code == 422
+    assert not [one for one in caplog.records if one.name == "clipserve.errors"]
 
 
 LIMITS: list[tuple[dict[str, Any], tuple[str, str, dict[str, Any]], str, str]] = [

@@ -6,6 +6,7 @@ Serving reads nothing else, so two models differ in their manifests and never in
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -158,14 +159,14 @@ class ModelManifest(_Frozen):
         """Write ``folder/model.json``, indented, with a final newline."""
         (folder / MANIFEST_NAME).write_text(self.model_dump_json(indent=2) + "\n")
 
-    def verify_files(self, folder: Path) -> None:
-        """Compare every listed file with its recorded length and SHA-256.
+    def verify_files(self, folder: Path, names: Iterable[str] | None = None) -> None:
+        """Compare every listed file, or those of ``names``, with its recorded length and SHA-256.
 
         Raises:
             ManifestError: a file is missing or differs; the text names it.
         """
         with ThreadPoolExecutor() as threads:  # hashing frees the GIL
-            list(threads.map(partial(self._verify_file, folder), self.files))
+            list(threads.map(partial(self._verify_file, folder), names or self.files))
 
     def _verify_file(self, folder: Path, name: str) -> None:
         entry = self.files[name]

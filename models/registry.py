@@ -31,20 +31,26 @@ _EMBEDDED = {"shapes": Path(__file__).parent / "shapes" / "files"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoadedModel:
-    """A model that has run a warm-up batch through both encoders and can be served."""
+class Model:
+    """A model apart from its graphs: what makes encoders' inputs, and says what to make of their features."""
 
     manifest: ModelManifest
     preprocess: Preprocessor
     tokenizer: Tokenizer
-    image: Session
-    text: Session
-    load_seconds: float
 
     @property
     def name(self) -> str:
         """The name it is asked for by."""
         return self.manifest.name
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel(Model):
+    """A model that has run a warm-up batch through both encoders and can be served."""
+
+    image: Session
+    text: Session
+    load_seconds: float
 
     def encode_pixels(self, pixels: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
         """N pictures, uint8 (size, size, 3) each → features float32 (N, D)."""
@@ -94,10 +100,6 @@ class LoadedModel:
         lengths = {min(length + step, text.context_length) for length in range(0, text.context_length, step)}
         for count, length in product(self.text.buckets, sorted(lengths)):
             self.text.warm_up(np.zeros((count, length), np.int64))
-
-    def describe(self) -> dict[str, Any]:
-        """What ``GET /models`` tells about a loaded model."""
-        return describe(self.manifest) | {"loaded": True} | self.running()
 
     def running(self) -> dict[str, Any]:
         """What runs the graphs, and how long it took to get there."""
@@ -166,6 +168,21 @@ class ModelRegistry:
                 f"{name}: {MANIFEST_NAME} gives the name {manifest.name!r}; they must be equal"
             )
         return manifest
+
+    def without_graphs(self, name: str) -> Model:
+        """A model whose graphs another process runs.
+
+        Raises:
+            UnknownModelError: there is none of that name.
+            ManifestError: its tokenizer is missing or differs from its SHA-256.
+        """
+        folder, manifest = self.folder(name), self.manifest(name)
+        manifest.verify_files(folder, (TOKENIZER,))
+        return Model(
+            manifest=manifest,
+            preprocess=self._preprocessor(manifest),
+            tokenizer=Tokenizer(folder / TOKENIZER, manifest.text),
+        )
 
     def load(self, name: str) -> LoadedModel:
         """Check, open and warm up a model; returns at once if it is loaded already.
@@ -247,9 +264,7 @@ class ModelRegistry:
             image, text = threads.map(partial(open_session, options=options), graphs)
         model = LoadedModel(
             manifest=manifest,
-            preprocess=Preprocessor(
-                manifest.image, max_pixels=self._max_pixels, exif=self._exif, fast=self._fast_decode
-            ),
+            preprocess=self._preprocessor(manifest),
             tokenizer=tokenizer,
             image=image,
             text=text,
@@ -257,6 +272,11 @@ class ModelRegistry:
         )
         model.warm_up()
         return model
+
+    def _preprocessor(self, manifest: ModelManifest) -> Preprocessor:
+        return Preprocessor(
+            manifest.image, max_pixels=self._max_pixels, exif=self._exif, fast=self._fast_decode
+        )
 
     def _options_for(self, manifest: ModelManifest) -> RuntimeOptions:
         """A folder of the cache for each set of weights: runtimes know a file by its path and time alone."""

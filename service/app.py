@@ -218,7 +218,7 @@ async def _start(services: Services) -> None:
         declared = read_declared(folder) if folder else []
         for name in services.settings.models:
             served = await services.engine.load(name)
-            _LOG.info("model loaded", extra={"model": name} | served.model.running())
+            _LOG.info("model loaded", extra={"model": name} | served.running())
         await services.classifiers.resume()
         await build_declared(services, declared)
         # Code, models and classifiers stay: walking through them for garbage would stop every request for

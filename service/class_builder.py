@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from models.manifest import Activation
-from models.registry import LoadedModel
+from models.registry import Model
 from prompts.cache import EmbeddingCache, EventListener, class_key, matrix_key
 from prompts.classifier import ZeroShotClassifier
 from prompts.ensemble import PromptPlan
@@ -183,7 +183,7 @@ class ClassBuilder:
 
 
 def make_classifier(
-    model: LoadedModel, labels: Sequence[str], matrix: Features, activation: Activation | None = None
+    model: Model, labels: Sequence[str], matrix: Features, activation: Activation | None = None
 ) -> ZeroShotClassifier:
     """A classifier that scores as the model's manifest says, unless ``activation`` says otherwise."""
     scoring = model.manifest.scoring

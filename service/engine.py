@@ -1,6 +1,6 @@
 """What the routes call: pictures and texts in, features and classifiers out.
 
-Lives on one event loop. Decoding runs in a pool of threads, each encoder behind a batcher of its own.
+Lives on one event loop. Decoding runs in a pool of threads, each encoder behind a queue of its own.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from models.tokenizer import TokenizedText
 from prompts.classifier import ZeroShotClassifier
 from prompts.labels import Label
 from prompts.templates import TemplateSet
-from service.batcher import Batcher, Lane
+from service.batcher import Lane
 from service.class_builder import ClassBuilder, SharedEmbeddings, make_classifier
+from service.host import LocalHost, ModelHost
 from service.metrics import Metrics
-from service.served import BatchOptions, Features, ServedModel
+from service.served import BatchOptions, EncoderQueue, Features, ServedModel
 from service.timings import Timings
 
 T = TypeVar("T")
@@ -55,7 +56,7 @@ class TextFeatures:
 
 
 class Engine:
-    """Serves every model of a registry."""
+    """Serves every model of a registry. ``host`` opens them and runs their encoders: without one, here."""
 
     def __init__(
         self,
@@ -63,11 +64,13 @@ class Engine:
         metrics: Metrics,
         options: EngineOptions | None = None,
         *,
+        host: ModelHost | None = None,
         shared_embeddings: SharedEmbeddings | None = None,
     ) -> None:
         self.registry = registry
         self.metrics = metrics
         self._options = options or EngineOptions()
+        self._host = host or LocalHost(registry, self._options.batches, metrics)
         self._decoders = ThreadPoolExecutor(
             self._options.decode_threads or available_cores(), thread_name_prefix="decode"
         )
@@ -97,11 +100,11 @@ class Engine:
                 manifest = await asyncio.to_thread(self.registry.manifest, name)
                 if manifest == old.model.manifest:
                     return old
-            read = self.registry.reload if old is not None else self.registry.load
-            model = await asyncio.to_thread(read, name)
+            served = await self._host.open(name, again=old is not None)
             if old is not None:
                 old.hide()
-            served = self._served[name] = ServedModel(model, self._options.batches, self.metrics)
+            self._served[name] = served
+            served.show()
         if old is not None:
             await old.retire()
         return served
@@ -134,17 +137,23 @@ class Engine:
 
     def failures(self) -> list[str]:
         """Why the engine counts as dead; empty while it is well."""
-        return [failure for batcher in self._batchers() if (failure := batcher.failure)]
+        return [failure for queue in self._queues() if (failure := queue.failure)]
+
+    @property
+    def reachable(self) -> bool:
+        """Whether encoders can be asked now; while they cannot, requests that need them get 503."""
+        return self._host.reachable
 
     def expected_wait(self) -> float:
         """Seconds the longest queue needs at its present speed."""
-        return max((batcher.expected_wait() for batcher in self._batchers()), default=1.0)
+        return max((queue.expected_wait() for queue in self._queues()), default=1.0)
 
     async def close(self) -> None:
-        """Stop every batcher and free every model."""
+        """Stop every queue and free every model."""
         await self.classes.close()
         for name in list(self._served):
             await self._served.pop(name).close()
+        await self._host.close()
         self._decoders.shutdown(wait=False, cancel_futures=True)
 
     # Encoding
@@ -239,7 +248,7 @@ class Engine:
 
     async def _submit(
         self,
-        batcher: Batcher[Any, Features],
+        queue: EncoderQueue,
         items: Sequence[Any],
         timings: Timings,
         lane: Lane,
@@ -247,7 +256,7 @@ class Engine:
     ) -> list[Features | Exception]:
         if not items:
             return []
-        answer = await batcher.submit(items, lane=lane, deadline=deadline)
+        answer = await queue.submit(items, lane=lane, deadline=deadline)
         timings.note("queue", answer.queue_seconds, ago=answer.run_seconds, items=len(items))
         timings.note("encode", answer.run_seconds, items=len(items), batch_size=answer.batch_size)
         return answer.outcomes
@@ -258,8 +267,8 @@ class Engine:
             return tokenizer(texts)
         return await asyncio.get_running_loop().run_in_executor(self._decoders, tokenizer, texts)
 
-    def _batchers(self) -> list[Batcher[Any, Features]]:
-        return [batcher for served in self.served() for batcher in served.batchers.values()]
+    def _queues(self) -> list[EncoderQueue]:
+        return [queue for served in self.served() for queue in served.queues.values()]
 
 
 async def gather_or_cancel(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request, Response
 
 from service.context import Services, services_of
 from service.responses import JsonResponse
+from service.served import ServedModel
 
 router = APIRouter(tags=["health"])
 UNWELL: dict[int | str, dict[str, Any]] = {503: {"description": "The same body, with the reasons"}}
@@ -33,21 +34,23 @@ async def ready(request: Request) -> Response:
     status = _status(services)
     body = {
         "status": status,
-        "models": [
-            {
-                "name": served.name,
-                "runtime": served.model.image.runtime,
-                "provider": served.model.image.provider,
-                "precision": served.model.image.precision,
-                "warmed": True,
-                "queue": {name: batcher.waiting("interactive") for name, batcher in served.batchers.items()},
-            }
-            for served in services.engine.served()
-        ],
+        "models": [_model(served) for served in services.engine.served()],
     }
     if status == "degraded" and (problem := services.classifiers.store.problem):
         body["reasons"] = [problem]
     return JsonResponse(body, 200 if status in {"ready", "degraded"} else 503)
+
+
+def _model(served: ServedModel) -> dict[str, Any]:
+    running = served.running()
+    return {
+        "name": served.name,
+        "runtime": running["runtime"],
+        "provider": running["provider"],
+        "precision": running["runtime_precision"],
+        "warmed": True,
+        "queue": {name: queue.waiting("interactive") for name, queue in served.queues.items()},
+    }
 
 
 def _status(services: Services) -> str:
@@ -55,6 +58,10 @@ def _status(services: Services) -> str:
         return "draining"
     if services.engine.failures():
         return "dead"
-    if not services.ready or (services.worker is not None and not services.worker.all_ready()):
+    if (
+        not services.ready
+        or not services.engine.reachable
+        or (services.worker is not None and not services.worker.all_ready())
+    ):
         return "starting"
     return "degraded" if services.classifiers.store.problem else "ready"

@@ -43,7 +43,7 @@ async def load_model(request: Request, name: str) -> Response:
     require_admin(request, services.settings)
     served = await services.engine.load(name)
     await services.classifiers.rebuild()
-    return JsonResponse(served.model.describe())
+    return JsonResponse(served.describe())
 
 
 @router.post("/models/{name}/unload", status_code=204)
@@ -88,5 +88,5 @@ def _describe_any(services: Services, name: str) -> dict[str, Any]:
 def _describe(services: Services, name: str) -> dict[str, Any]:
     for served in services.engine.served():
         if served.name == name:
-            return served.model.describe()
+            return served.describe()
     return describe(services.engine.registry.manifest(name))

@@ -64,7 +64,7 @@ async def vectorize(request: Request) -> Response:
 @router.get("/meta")
 async def meta(request: Request) -> Response:
     """The model that ``/vectorize`` uses."""
-    return JsonResponse(services_of(request).served_model(None).model.describe())
+    return JsonResponse(services_of(request).served_model(None).describe())
 
 
 @router.get("/.well-known/live", status_code=204, responses=health.UNWELL)

@@ -22,7 +22,7 @@ class Held:
 
     def __init__(self, client: Client, encoder: str = "image") -> None:
         served = client.services.engine.model("toy")
-        self.batcher = served.batchers[encoder]
+        self.batcher = served.queues[encoder]
         self._run = self.batcher._run
         self.batcher._run = self._wait
         self.release = threading.Event()

@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 
 from models.errors import ManifestError, ModelError, RuntimeUnavailableError, UnknownModelError
-from models.registry import ModelRegistry
+from models.registry import ModelRegistry, describe
 from models.runtimes import RuntimeOptions
 from tests import toy_models
 from tests.toy_models import write_manifest, write_toy_model
@@ -44,8 +44,9 @@ def test_a_loaded_model_encodes(registry: ModelRegistry) -> None:
 
 
 def test_a_model_tells_what_it_is_and_what_runs_it(registry: ModelRegistry) -> None:
-    told = registry.load("toy").describe()
-    assert (told["name"], told["loaded"], told["embedding_dim"]) == ("toy", True, toy_models.DIM)
+    model = registry.load("toy")
+    told = describe(model.manifest) | model.running()
+    assert (told["name"], told["loaded"], told["embedding_dim"]) == ("toy", False, toy_models.DIM)
     assert (told["runtime"], told["provider"]) == ("onnxruntime", "cpu")
     assert told["load_seconds"] > 0
     json.dumps(told)

@@ -18,7 +18,6 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.types import Scope
 
-from models.registry import ModelRegistry
 from prompts.templates import TemplateSets
 from service.access import Access
 from service.admission import Admission
@@ -26,10 +25,12 @@ from service.classifiers import NamedClassifiers
 from service.context import Services
 from service.declared import build_declared, read_declared
 from service.engine import Engine, EngineOptions
+from service.host import batch_options
 from service.inputs import InputReader
 from service.metrics import Metrics
 from service.metrics_listener import bound, metrics_listener
 from service.middleware import Dialect, Observe
+from service.registry import registry_of
 from service.routes import (
     classifiers,
     classify,
@@ -44,7 +45,6 @@ from service.routes import (
 )
 from service.schemas import openapi_errors
 from service.security_headers import SecurityHeaders
-from service.served import BatchOptions
 from service.settings import Settings, otel_variables
 from service.state import open_embeddings, open_store
 from service.timings import Timings
@@ -52,7 +52,9 @@ from service.tracing import open_tracing
 from service.worker import Worker
 
 if TYPE_CHECKING:
+    from models.registry import ModelRegistry
     from service.fetch import PictureFetcher
+    from service.host import ModelHost
 
 _LOG = logging.getLogger("clipserve")
 _SUPERVISION_SECONDS = 1.0
@@ -72,8 +74,9 @@ def create_app(settings: Settings | None = None, worker: Worker | None = None) -
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         tasks = [asyncio.create_task(_start(services)), asyncio.create_task(_supervise(services))]
-        if worker is not None and worker.replaces:
-            await asyncio.wait(tasks[:1])  # the others answer meanwhile
+        if worker is not None and worker.replaces:  # the others answer meanwhile
+            while not (tasks[0].done() or services.draining):
+                await asyncio.wait(tasks[:1], timeout=_SUPERVISION_SECONDS)
         try:
             async with _metrics_port(services, worker):
                 yield
@@ -152,28 +155,19 @@ async def _metrics_port(services: Services, worker: Worker | None) -> AsyncItera
 
 
 def _services(settings: Settings, worker: Worker | None) -> Services:
-    registry = ModelRegistry(
-        settings.models_folder,
-        options=settings.runtime_options(),
-        max_pixels=settings.max_pixels,
-        exif=settings.exif_orientation,
-        fast_decode=settings.fast_decode,
-    )
+    registry = registry_of(settings)
     metrics = Metrics(shared=worker is not None)
     engine = Engine(
         registry,
         metrics,
         EngineOptions(
-            batches=BatchOptions(
-                max_batch=settings.max_batch,
-                capacity=settings.max_queue,
-                stall_seconds=settings.stall_timeout,
-            ),
+            batches=batch_options(settings),
             decode_threads=settings.decode_threads,
             background_prompts=settings.background_prompts,
             class_cache_bytes=settings.class_cache_bytes,
             matrix_cache_bytes=settings.matrix_cache_bytes,
         ),
+        host=_front_host(settings, registry, worker),
         shared_embeddings=open_embeddings(settings),
     )
     admission = Admission(settings.max_queue, expected_wait=engine.expected_wait)
@@ -191,6 +185,14 @@ def _services(settings: Settings, worker: Worker | None) -> Services:
         inputs=InputReader(settings, _fetcher(settings)),
         worker=worker,
     )
+
+
+def _front_host(settings: Settings, registry: ModelRegistry, worker: Worker | None) -> ModelHost | None:
+    if worker is None or worker.bell is None:
+        return None
+    from service.shared.front import FrontHost
+
+    return FrontHost(registry, bell=worker.bell, names=settings.models, capacity=settings.max_queue)
 
 
 def _fetcher(settings: Settings) -> PictureFetcher | None:
@@ -217,8 +219,7 @@ async def _start(services: Services) -> None:
     try:
         declared = read_declared(folder) if folder else []
         for name in services.settings.models:
-            served = await services.engine.load(name)
-            _LOG.info("model loaded", extra={"model": name} | served.running())
+            await services.engine.load(name)
         await services.classifiers.resume()
         await build_declared(services, declared)
         # Code, models and classifiers stay: walking through them for garbage would stop every request for

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Protocol
 
 from models.registry import ModelRegistry
 from service.metrics import Metrics
 from service.served import BatchOptions, LocalModel, ServedModel
+from service.settings import Settings
+
+_LOG = logging.getLogger("clipserve")
 
 
 class ModelHost(Protocol):
@@ -27,6 +31,13 @@ class ModelHost(Protocol):
         ...
 
 
+def batch_options(settings: Settings) -> BatchOptions:
+    """How batches are made with these settings."""
+    return BatchOptions(
+        max_batch=settings.max_batch, capacity=settings.max_queue, stall_seconds=settings.stall_timeout
+    )
+
+
 class LocalHost:
     """Runs the graphs of a registry's models in this process."""
 
@@ -40,7 +51,9 @@ class LocalHost:
     async def open(self, name: str, *, again: bool = False) -> LocalModel:
         """Load, warm up and serve a model; raises what ``ModelRegistry.load`` does."""
         read = self._registry.reload if again else self._registry.load
-        return LocalModel(await asyncio.to_thread(read, name), self._options, self._metrics)
+        model = await asyncio.to_thread(read, name)
+        _LOG.info("model loaded", extra={"model": name} | model.running())
+        return LocalModel(model, self._options, self._metrics)
 
     async def close(self) -> None:
         """Nothing is shared."""

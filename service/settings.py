@@ -30,6 +30,10 @@ class Settings(BaseSettings):
     workers: int = Field(
         1, ge=1, le=256, description="Processes that share the port, each with its own copy of the models."
     )
+    shared_engine: bool = Field(
+        False,
+        description="One more process runs the models, in batches of what all WORKERS decode; Linux only.",
+    )
 
     home: Path = Field(Path("~/.clipserve"), description="Where models and classifiers are kept.")
     models_dir: Path | None = Field(None, description="Folder of models; default: HOME/models.")
@@ -183,12 +187,21 @@ class Settings(BaseSettings):
             raise ValueError("must be ports from 1 to 65535, separated by commas")
         return value
 
+    @field_validator("shared_engine")
+    @classmethod
+    def _has_unnamed_memory(cls, value: bool) -> bool:
+        if value and not hasattr(os, "memfd_create"):
+            raise ValueError("needs Linux: memory is shared without a name there")
+        return value
+
     @field_validator("admin_key")
     @classmethod
     def _is_admin_key(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
         if value is not None:
             if info.data.get("workers", 1) > 1:
                 raise ValueError("needs WORKERS to be 1: a model would be loaded in one of several processes")
+            if info.data.get("shared_engine"):
+                raise ValueError("needs SHARED_ENGINE to be off: its models are those of the start")
             parse_admin_key(value.get_secret_value())
         return value
 
@@ -281,12 +294,10 @@ class Settings(BaseSettings):
     def of_one_worker(self) -> Settings:
         """The same, with a share of the cores where the number of threads is left open."""
         share = max(1, available_cores() // self.workers)
-        return self.model_copy(
-            update={
-                "inference_threads": self.inference_threads or share,
-                "decode_threads": self.decode_threads or share,
-            }
-        )
+        update = {"decode_threads": self.decode_threads or share}
+        if not self.shared_engine:
+            update["inference_threads"] = self.inference_threads or share
+        return self.model_copy(update=update)
 
     def runtime_options(self) -> RuntimeOptions:
         """How graphs are to be run."""

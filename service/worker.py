@@ -18,18 +18,11 @@ class Counts(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Worker:
-    """Process ``number`` of those that share ``listening``, and ``metrics_socket`` where there is one.
-
-    ``starts`` lies in shared memory: how often each of them has become ready. ``replaces``: another one
-    has died, and this one takes no connection before it can answer.
-    """
+class Member:
+    """Process ``number`` of several. ``starts``, in shared memory, is how often each has become ready."""
 
     number: int
     starts: Counts
-    listening: socket
-    metrics_socket: socket | None
-    replaces: bool
 
     def tell_ready(self) -> None:
         """The models of this process are loaded."""
@@ -38,3 +31,24 @@ class Worker:
     def all_ready(self) -> bool:
         """Whether every process has been ready; one that is being replaced takes no connections."""
         return all(self.starts[place] for place in range(len(self.starts)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Worker(Member):
+    """One of those that share ``listening``, and ``metrics_socket`` where there is one.
+
+    ``replaces``: another one has died, and this one takes no connection before it can answer. ``bell``: the
+    engine process that encodes for it is asked for a connection here; without one it encodes itself.
+    """
+
+    listening: socket
+    metrics_socket: socket | None
+    replaces: bool
+    bell: socket | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineMember(Member):
+    """The engine process. At ``door`` it hears whoever has rung one of the bells, before its time too."""
+
+    door: socket

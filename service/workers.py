@@ -2,6 +2,8 @@
 
 The parent opens the port and serves nothing itself. A worker that dies is replaced, and the new one takes
 connections once its models are loaded. One that dies before that would die again: then all are stopped.
+
+With ``--shared-engine`` the workers are fronts: one process more, the last by number, encodes for them.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from multiprocessing.process import BaseProcess
 
 from service.logs import configure_logging
 from service.settings import Settings
-from service.worker import Worker
+from service.worker import EngineMember, Worker
 
 _LOG = logging.getLogger("clipserve")
 _SHARED_METRICS = "PROMETHEUS_MULTIPROC_DIR"  # prometheus_client reads it once, when it is imported
@@ -49,16 +51,22 @@ def run_workers(settings: Settings) -> int:
         settings.cache_folder.mkdir(parents=True, exist_ok=True)  # all that a container may write
         folder = tempfile.TemporaryDirectory(prefix="metrics-", dir=settings.cache_folder)
         os.environ[_SHARED_METRICS] = stack.enter_context(folder)
-        return _Parent(settings, sockets).run()
+        bell, door = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        with bell, door:  # kept open here, so that what is left at the door outlives an engine process
+            return _Parent(settings, sockets, bell=bell, door=door).run()
 
 
 class _Parent:
     """Starts workers, passes signals on, replaces the dead."""
 
-    def __init__(self, settings: Settings, sockets: list[socket.socket]) -> None:
+    def __init__(
+        self, settings: Settings, sockets: list[socket.socket], *, bell: socket.socket, door: socket.socket
+    ) -> None:
         self._settings = settings
         self._sockets = sockets
-        self._starts = _SPAWN.RawArray(ctypes.c_uint32, settings.workers)
+        self._bell = bell
+        self._door = door
+        self._starts = _SPAWN.RawArray(ctypes.c_uint32, settings.workers + settings.shared_engine)
         self._workers: dict[int, BaseProcess] = {}
         self._ready_before: dict[int, int] = {}
         self._stopping = False
@@ -67,7 +75,7 @@ class _Parent:
     def run(self) -> int:
         """Until the last worker has ended; gives the exit status."""
         with _signals() as alarm:
-            for number in range(self._settings.workers):
+            for number in reversed(range(len(self._starts))):
                 self._start(number, replaces=False)
             while self._workers:
                 dead = {process.sentinel: number for number, process in self._workers.items()}
@@ -79,17 +87,27 @@ class _Parent:
         return self._status
 
     def _start(self, number: int, *, replaces: bool) -> None:
+        self._ready_before[number] = self._starts[number]
+        member = self._engine() if self._is_engine(number) else self._worker(number, replaces=replaces)
+        self._workers[number] = _SPAWN.Process(target=_live, args=(self._settings, member))
+        self._workers[number].start()
+
+    def _worker(self, number: int, *, replaces: bool) -> Worker:
         listening, *metrics = self._sockets
-        worker = Worker(
+        return Worker(
             number=number,
             starts=self._starts,
             listening=listening,
             metrics_socket=metrics[0] if metrics else None,
             replaces=replaces,
+            bell=self._bell if self._settings.shared_engine else None,
         )
-        self._ready_before[number] = self._starts[number]
-        self._workers[number] = _SPAWN.Process(target=_work, args=(self._settings, worker))
-        self._workers[number].start()
+
+    def _engine(self) -> EngineMember:
+        return EngineMember(number=self._settings.workers, starts=self._starts, door=self._door)
+
+    def _is_engine(self, number: int) -> bool:
+        return number == self._settings.workers
 
     def _bury(self, number: int) -> None:
         process = self._workers.pop(number)
@@ -101,7 +119,8 @@ class _Parent:
             self._status = 1
             self._stop([signal.SIGTERM])
         else:
-            _LOG.error("worker %d ended with status %s: starting another", number, process.exitcode)
+            name = "the engine process" if self._is_engine(number) else f"worker {number}"
+            _LOG.error("%s ended with status %s: starting another", name, process.exitcode)
             self._start(number, replaces=True)
 
     def _stop(self, numbers: Iterable[int]) -> None:
@@ -145,16 +164,26 @@ def _forget_gauges(pid: int | None) -> None:
     mark_process_dead(pid)  # type: ignore[no-untyped-call]
 
 
-def _work(settings: Settings, worker: Worker) -> None:
-    """The life of one worker."""
+def _live(settings: Settings, member: Worker | EngineMember) -> None:
+    """The life of one process."""
     os.setpgrp()  # a Ctrl-C reaches the parent alone, which passes it on
     threading.Thread(target=_end_with_parent, daemon=True).start()
     configure_logging(level=settings.log_level, style=settings.log_format)
+    sys.exit(_encode(settings, member) if isinstance(member, EngineMember) else _serve(settings, member))
+
+
+def _encode(settings: Settings, member: EngineMember) -> int:
+    from service.shared.engine_process import run_engine
+
+    return run_engine(settings, member)
+
+
+def _serve(settings: Settings, worker: Worker) -> int:
     from service.app import create_app
     from service.server import run
 
     settings = settings.of_one_worker()
-    sys.exit(run(create_app(settings, worker), settings, [worker.listening]))
+    return run(create_app(settings, worker), settings, [worker.listening])
 
 
 def _end_with_parent() -> None:

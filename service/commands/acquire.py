@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from models.errors import ExportError
 from models.manifest import ModelManifest, Precision
-from service.commands.options import registry_of
+from service.registry import registry_of
 from service.settings import Settings
 
 _PRECISIONS = ("fp32", "fp16", "int8")

@@ -13,7 +13,7 @@ from rich.table import Table
 from models.catalogue import available
 from models.errors import ManifestError
 from models.registry import describe
-from service.commands.options import registry_of
+from service.registry import registry_of
 from service.settings import Settings
 
 models = typer.Typer(help="Look at the models in the registry.", no_args_is_help=True)

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from models.registry import LoadedModel, ModelRegistry
+from models.registry import LoadedModel
 from prompts.ensemble import build_class_embeddings
 from prompts.labels import Label
 from prompts.templates import TemplateSet
+from service.registry import registry_of
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -24,17 +25,6 @@ ModelOption = Annotated[str | None, typer.Option("--model", "-m", help="Model; d
 ColumnOption = Annotated[
     str, typer.Option(help="Column of Parquet files that holds pictures or their paths.")
 ]
-
-
-def registry_of(settings: Settings) -> ModelRegistry:
-    """The registry that the server would have with these settings."""
-    return ModelRegistry(
-        settings.models_folder,
-        options=settings.runtime_options(),
-        max_pixels=settings.max_pixels,
-        exif=settings.exif_orientation,
-        fast_decode=settings.fast_decode,
-    )
 
 
 def load_model(settings: Settings, name: str | None) -> LoadedModel:

@@ -23,6 +23,10 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that share the port.")] = None,
+    shared_engine: Annotated[
+        bool | None,
+        typer.Option("--shared-engine", help="One more process runs the models for all of them."),
+    ] = None,
     model: Annotated[
         list[str] | None,
         typer.Option(help="Model to load before readiness; repeat for several, the first is the default."),
@@ -40,6 +44,7 @@ def serve(
         "host": host,
         "port": port,
         "workers": workers,
+        "shared_engine": shared_engine,
         "models": tuple(model) if model else None,
     }
     settings = Settings(**{name: value for name, value in given.items() if value is not None})
@@ -51,7 +56,7 @@ def serve(
 
 
 def _run(settings: Settings) -> int:
-    if settings.workers > 1:
+    if settings.workers > 1 or settings.shared_engine:
         from service.workers import run_workers
 
         return run_workers(settings)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from service.commands.options import registry_of
+from service.registry import registry_of
 from service.settings import Settings
 
 

@@ -58,10 +58,7 @@ def _status(services: Services) -> str:
         return "draining"
     if services.engine.failures():
         return "dead"
-    if (
-        not services.ready
-        or not services.engine.reachable
-        or (services.worker is not None and not services.worker.all_ready())
-    ):
+    others_start = services.worker is not None and not services.worker.all_ready()
+    if not services.ready or not services.engine.reachable or others_start:
         return "starting"
     return "degraded" if services.classifiers.store.problem else "ready"

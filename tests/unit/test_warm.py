@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from models.errors import UnknownModelError
 from service.cli import app
-from service.commands.options import registry_of
+from service.registry import registry_of
 from service.settings import Settings
 from tests.toy_models import write_toy_model
 

@@ -1,0 +1,1 @@
+"""Several fronts and one engine process: HTTP and decoding here, sessions and batches there."""

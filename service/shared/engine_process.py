@@ -8,7 +8,6 @@ import gc
 import logging
 import os
 import signal
-import socket
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,10 +17,7 @@ from service.metrics import Metrics
 from service.registry import registry_of
 from service.served import ServedModel
 from service.settings import Settings
-from service.shared import messages
 from service.shared.fronts import Fronts
-from service.shared.messages import ModelFacts, QueueFacts
-from service.shared.pixels import PixelBlock
 from service.worker import EngineMember
 
 _LOG = logging.getLogger("clipserve")
@@ -58,7 +54,6 @@ class _EngineProcess:
         self._host = LocalHost(registry_of(settings), options, self._metrics)
         self._models: list[ServedModel] = []
         self._fronts = Fronts()
-        self._welcomes: set[asyncio.Task[None]] = set()
         self._stopping = asyncio.Event()
 
     async def run(self) -> int:
@@ -72,8 +67,7 @@ class _EngineProcess:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop)
-        self._member.door.setblocking(False)
-        loop.add_reader(self._member.door, self._open_door)
+        self._fronts.listen(self._member.door)
         self._metrics.refresh()
         self._member.tell_ready()
         _LOG.info("the engine process is ready", extra={"pid": os.getpid()})
@@ -82,30 +76,11 @@ class _EngineProcess:
         return 0
 
     async def _load(self) -> None:
-        facts: dict[str, ModelFacts] = {}
         for name in dict.fromkeys(self._settings.models):
             served = await self._host.open(name)
             served.show()
             self._models.append(served)
-            facts[name] = ModelFacts(
-                digest=served.digest,
-                running=served.running(),
-                queues={
-                    encoder: QueueFacts(number=number, in_flight=served.in_flight[encoder])
-                    for encoder, number in self._fronts.add(served).items()
-                },
-            )
-        self._fronts.greeting = messages.pack_greeting(facts)
-
-    def _open_door(self) -> None:
-        """A front has left one end of a connection and its shared memory."""
-        with contextlib.suppress(BlockingIOError):
-            ring, (connection, memory), *_ = socket.recv_fds(self._member.door, 64, 2)
-            slots, slot_bytes = messages.unpack_ring(ring)
-            block = PixelBlock.of_another(memory, slots=slots, slot_bytes=slot_bytes)
-            work = self._fronts.welcome(socket.socket(fileno=connection), block)
-            self._welcomes.add(welcome := asyncio.get_running_loop().create_task(work))
-            welcome.add_done_callback(self._welcomes.discard)
+            self._fronts.add(served)
 
     async def _supervise(self) -> None:
         """Until told to stop. With a dead encoder the process ends, so that another one is started."""
@@ -121,6 +96,7 @@ class _EngineProcess:
         """Fronts are told to stop at the same time, and have requests to answer before they do."""
         answering = self._settings.drain_seconds + self._settings.request_timeout
         await self._fronts.deserted(seconds=answering + _PATIENCE)
+        self._fronts.close()
         for served in self._models:
             await served.close()
 

@@ -89,6 +89,7 @@ class FrontHost:
             await asyncio.gather(self._keeping, return_exceptions=True)
         if self._block is not None:
             self._block.close()
+            self._block = None
 
     def _make_block(self) -> PixelBlock:
         largest = max(self._registry.manifest(name).image.size for name in self._names)

@@ -12,10 +12,10 @@ from functools import partial
 from typing import Any
 
 from service.batcher import BatcherError
-from service.served import EncoderQueue, ServedModel
+from service.served import EncoderQueue, LocalModel
 from service.shared import messages
 from service.shared.frames import Frames, MalformedMessageError
-from service.shared.messages import Answered, Kind, Submission
+from service.shared.messages import Answered, Kind, ModelFacts, QueueFacts, Submission
 from service.shared.pixels import PixelBlock
 
 _LOG = logging.getLogger("clipserve.shared")
@@ -30,30 +30,29 @@ class _Queue:
 
 
 class Fronts:
-    """Takes what fronts submit to its queues. Lives on one event loop. ``greeting`` is told to each."""
+    """Takes what fronts submit to the queues of models. Lives on one event loop."""
 
     def __init__(self) -> None:
-        self.greeting = b""
+        self._models: dict[str, ModelFacts] = {}
         self._queues: list[_Queue] = []
         self._fronts: set[_Front] = set()
+        self._welcomes: set[asyncio.Task[None]] = set()
         self._deserted = asyncio.Event()
         self._deserted.set()
 
-    def add(self, served: ServedModel) -> dict[str, int]:
-        """Open the queues of a model; gives their numbers, by encoder."""
-        first = len(self._queues)
-        size = served.model.manifest.image.size
-        self._queues += [_Queue(items=served.images, picture_size=size), _Queue(items=served.texts)]
-        return {"image": first, "text": first + 1}
+    def add(self, served: LocalModel) -> None:
+        """Have a model encode for fronts, which are told so when they come."""
+        facts = {}
+        for encoder, queue in served.queues.items():
+            size = served.model.manifest.image.size if encoder == "image" else None
+            facts[encoder] = QueueFacts(number=len(self._queues), in_flight=served.in_flight[encoder])
+            self._queues.append(_Queue(items=queue, picture_size=size))
+        self._models[served.name] = ModelFacts(digest=served.digest, running=served.running(), queues=facts)
 
-    async def welcome(self, connection: socket.socket, block: PixelBlock) -> None:
-        """Work for a front from now on, until it hangs up."""
-        front = _Front(self._queues, block, self._forget)
-        self._fronts.add(front)
-        self._deserted.clear()
-        connection.setblocking(False)
-        await asyncio.get_running_loop().create_unix_connection(lambda: front.frames, sock=connection)
-        front.frames.send(Kind.GREETING, self.greeting)
+    def listen(self, door: socket.socket) -> None:
+        """Work for every front that has rung, or will, until it hangs up."""
+        door.setblocking(False)
+        asyncio.get_running_loop().add_reader(door, self._open, door)
 
     def failures(self) -> list[str]:
         """Why queues count as dead; empty while all are well."""
@@ -63,6 +62,29 @@ class Fronts:
         """Wait until every front has hung up, but no longer than that."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._deserted.wait(), seconds)
+
+    def close(self) -> None:
+        """Hang up on whoever is still there."""
+        for front in self._fronts:
+            front.frames.close()
+
+    def _open(self, door: socket.socket) -> None:
+        """Someone has left one end of a connection and some shared memory at the door."""
+        with contextlib.suppress(BlockingIOError):
+            ring, (connection, memory), *_ = socket.recv_fds(door, 64, 2)
+            slots, slot_bytes = messages.unpack_ring(ring)
+            block = PixelBlock.of_another(memory, slots=slots, slot_bytes=slot_bytes)
+            work = self._welcome(socket.socket(fileno=connection), block)
+            self._welcomes.add(task := asyncio.get_running_loop().create_task(work))
+            task.add_done_callback(self._welcomes.discard)
+
+    async def _welcome(self, connection: socket.socket, block: PixelBlock) -> None:
+        front = _Front(self._queues, block, self._forget)
+        self._fronts.add(front)
+        self._deserted.clear()
+        connection.setblocking(False)
+        await asyncio.get_running_loop().create_unix_connection(lambda: front.frames, sock=connection)
+        front.frames.send(Kind.GREETING, messages.pack_greeting(self._models))
 
     def _forget(self, front: _Front) -> None:
         self._fronts.discard(front)

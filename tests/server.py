@@ -9,7 +9,7 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from tests.apps import read_metric
 
 _ROOT = Path(__file__).parent.parent
 _LISTENING = re.compile(r"Uvicorn running on (http://[0-9.]+:[0-9]+)")
+_STARTED = re.compile(r"Started server process \[([0-9]+)\]")
+_ENGINE = re.compile(r'"the engine process is ready", "pid": ([0-9]+)')
 
 
 class Server:
@@ -50,6 +52,16 @@ class Server:
     @property
     def log(self) -> str:
         return self._log.read_text()
+
+    @property
+    def workers(self) -> list[int]:
+        """Every process that has served HTTP so far."""
+        return [int(pid) for pid in _STARTED.findall(self.log)]
+
+    @property
+    def engines(self) -> list[int]:
+        """Every engine process so far."""
+        return [int(pid) for pid in _ENGINE.findall(self.log)]
 
     def url(self, *, seconds: float = 30.0) -> str:
         """Where it listens; waits until it does."""
@@ -114,6 +126,21 @@ async def clients(server: Server, count: int) -> AsyncIterator[list[httpx.AsyncC
             )
             for _ in range(count)
         ]
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+def wait_until(condition: Callable[[], object], *, seconds: float = 30.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 def _environment(settings: dict[str, Any]) -> dict[str, str]:

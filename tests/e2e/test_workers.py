@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import signal
 import socket
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -16,36 +13,16 @@ import pytest
 
 from tests.apps import base64
 from tests.pictures import png
-from tests.server import Server, running_server, started_server
+from tests.server import is_alive, running_server, started_server, wait_until
 from tests.toy_models import write_toy_model
 
 BODY = {"image": {"base64": base64(png())}, "labels": ["cat", "dog"]}
-_STARTED = re.compile(r"Started server process \[([0-9]+)\]")
 
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
     write_toy_model(tmp_path / "models")
     return tmp_path
-
-
-def workers(server: Server) -> list[int]:
-    return [int(pid) for pid in _STARTED.findall(server.log)]
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state != "Z"
-
-
-def wait_until(condition: Callable[[], object], *, seconds: float = 30.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def ask(url: str, count: int) -> list[int]:
@@ -71,7 +48,7 @@ async def test_metrics_add_up_whoever_is_asked(home: Path) -> None:
             assert server.metric("model_info", **one) == 1
             assert server.metric("store_reachable") == 1
             assert server.metric("queue_items", model="toy", encoder="image", lane="interactive") == 0
-        assert len(set(workers(server))) == 3
+        assert len(set(server.workers)) == 3
 
 
 def test_metrics_have_a_port_of_their_own(home: Path) -> None:
@@ -86,13 +63,13 @@ def test_metrics_have_a_port_of_their_own(home: Path) -> None:
 
 def test_a_worker_that_dies_is_replaced_and_nobody_notices(home: Path) -> None:
     with running_server(home, workers=2) as server:
-        url, (first, second) = server.url(), workers(server)
+        url, (first, second) = server.url(), server.workers
         assert ask(url, 10) == [200] * 10
         os.kill(first, signal.SIGKILL)
         wait_until(lambda: "starting another" in server.log)
         assert ask(url, 10) == [200] * 10
         assert httpx.get(f"{url}/health/ready").status_code == 200
-        wait_until(lambda: len(workers(server)) == 3 and server.log.count('"ready"') == 3)
+        wait_until(lambda: len(server.workers) == 3 and server.log.count('"ready"') == 3)
         os.kill(second, signal.SIGKILL)  # now the new one has to answer
         wait_until(lambda: server.log.count("starting another") == 2)
         assert ask(url, 10) == [200] * 10
@@ -129,7 +106,7 @@ def test_it_stops_under_load_without_cutting_a_request_off(home: Path) -> None:
         assert server.wait(seconds=20) == 0
     assert answered > 16
     assert cut_off == []
-    assert not any(is_alive(pid) for pid in workers(server))
+    assert not any(is_alive(pid) for pid in server.workers)
 
 
 def test_an_interrupt_ends_all_of_them(home: Path) -> None:
@@ -138,14 +115,14 @@ def test_an_interrupt_ends_all_of_them(home: Path) -> None:
         server.process.send_signal(signal.SIGINT)
         assert server.wait(seconds=20) == 0
         assert "Traceback" not in server.log
-        assert not any(is_alive(pid) for pid in workers(server))
+        assert not any(is_alive(pid) for pid in server.workers)
 
 
 def test_workers_end_with_their_parent(home: Path) -> None:
     with started_server(home, workers=2) as server:
         server.wait_until_ready()
         server.process.kill()
-        wait_until(lambda: not any(is_alive(pid) for pid in workers(server)))
+        wait_until(lambda: not any(is_alive(pid) for pid in server.workers))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
-"""How a node with a fast GPU is best fed: one process of threads, or several processes on one port.
+"""How a node with a fast GPU is best fed: by one process of threads, by several whole servers on one port, or
+by fronts that share one engine process.
 
 ``python -m benchmarks.layouts`` writes ``layouts.md`` beside the other results; docs/gpu.md tells what
 follows from it. The GPU is played (``benchmarks.played_gpu``), everything else is real. Pictures come as
@@ -14,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
@@ -35,16 +37,32 @@ _CLIENTS = (1, 64)
 _JPEG, _BMP = "JPEG 500×375", "BMP 224×224"
 
 
+@dataclass(frozen=True)
+class Layout:
+    """Processes that answer requests, each with an engine of its own or all with one beside them."""
+
+    workers: int
+    shared_engine: bool = False
+
+    def __str__(self) -> str:
+        if self.shared_engine:
+            return f"{self.workers} fronts + engine"
+        return "one" if self.workers == 1 else f"{self.workers} workers"
+
+
 def main() -> None:
     """Read the options, measure, report."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.layouts", description=__doc__)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=2.0)
-    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--workers", type=int, nargs="*", default=[1, 2, 4])
+    parser.add_argument("--fronts", type=int, nargs="*", default=[2, 4])
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results")
     parser.add_argument("--var", type=Path, default=ROOT / "var")
     options = parser.parse_args()
     exit_when_terminated()
+    layouts = [Layout(count) for count in options.workers]
+    layouts += [Layout(count, shared_engine=True) for count in options.fronts]
     console, under, found = terminal(), conditions(), Measurements()
     models = prepare_model(options.var)
     pictures = [photo(500, 375, seed=seed) for seed in range(64)]
@@ -53,15 +71,15 @@ def main() -> None:
             console.log(f"repeat {repeat + 1} of {options.repeats}")
             for key, figures in apart(decoding, models, pictures, options.seconds):
                 found.add(key, figures)
-            for workers in options.workers:
-                with _server(models, workers, options.var / "bench-logs" / "layouts.log") as server:
-                    _measure(found, clients, server, pictures, workers, options.seconds)
-    pages = [sheet(found, options.workers, under["cores"])]
+            for layout in layouts:
+                with _server(models, layout, options.var / "bench-logs" / "layouts.log") as server:
+                    _measure(found, clients, server, pictures, layout, options.seconds)
+    pages = [sheet(found, layouts, under["cores"])]
     report.write(options.output / folder_name(under), "layouts", found, under, pages)
     report.show(pages, console)
 
 
-def sheet(found: Measurements, workers: Sequence[int], cores: int) -> report.Sheet:
+def sheet(found: Measurements, layouts: Sequence[Layout], cores: int) -> report.Sheet:
     """Rates, latencies and costs of each layout, with the decode limit of the same repeat."""
     limit = found.spread(Key(DECODING, DECODE, cores), "rate")
     return report.Sheet(
@@ -74,8 +92,8 @@ def sheet(found: Measurements, workers: Sequence[int], cores: int) -> report.She
             *("server CPU ms a picture", "client CPU ms a picture"),
         ),
         rows=[
-            _row(found, Key(_name(count), kind, width), cores)
-            for count in workers
+            _row(found, Key(str(layout), kind, width), cores)
+            for layout in layouts
             for kind in (_JPEG, _BMP)
             for width in _CLIENTS
         ],
@@ -103,7 +121,7 @@ def _measure(
     clients: Generator,
     server: Server,
     pictures: Sequence[bytes],
-    workers: int,
+    layout: Layout,
     seconds: float,
 ) -> None:
     bitmaps = [post("/embed", _bitmap(one), "image/bmp") for one in pictures]
@@ -113,11 +131,11 @@ def _measure(
         for width, figures in Sweep(measure=kind, requests=requests, widths=_CLIENTS).run(
             clients, server, seconds
         ):
-            found.add(Key(_name(workers), kind, width), figures)
+            found.add(Key(str(layout), kind, width), figures)
 
 
 @contextmanager
-def _server(models: Path, workers: int, log: Path) -> Iterator[Server]:
+def _server(models: Path, layout: Layout, log: Path) -> Iterator[Server]:
     port = free_port()
     with tempfile.TemporaryDirectory() as home:
         env = {
@@ -127,10 +145,12 @@ def _server(models: Path, workers: int, log: Path) -> Iterator[Server]:
             "CLIPSERVE_MODELS_DIR": str(models),
             "CLIPSERVE_MODELS": MODEL,
             "CLIPSERVE_RUNTIME": "onnxruntime",
+            "CLIPSERVE_WORKERS": str(layout.workers),
+            "CLIPSERVE_SHARED_ENGINE": str(layout.shared_engine),
             "CLIPSERVE_LOG_LEVEL": "warning",
             "CLIPSERVE_ACCESS_LOG": "false",
         }
-        command = [sys.executable, "-m", "benchmarks.played_gpu", "serve", "--workers", str(workers)]
+        command = [sys.executable, "-m", "benchmarks.played_gpu", "serve"]
         with serving(command, port=port, ready="/health/ready", log=log, env=env) as server:
             yield server
 
@@ -139,10 +159,6 @@ def _bitmap(jpeg: bytes) -> bytes:
     file = io.BytesIO()
     Image.open(io.BytesIO(jpeg)).resize((224, 224)).save(file, "BMP")
     return file.getvalue()
-
-
-def _name(workers: int) -> str:
-    return "one" if workers == 1 else f"{workers} workers"
 
 
 if __name__ == "__main__":

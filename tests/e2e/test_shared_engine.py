@@ -177,7 +177,7 @@ async def test_an_engine_process_that_is_killed_is_replaced(home: Path) -> None:
 async def test_a_build_goes_on_with_the_next_engine_process(home: Path) -> None:
     with running_server(home, workers=1, shared_engine=True) as server:
         async with httpx.AsyncClient(base_url=server.url(), timeout=30) as client:
-            labels = [f"label number {number}" for number in range(4000)]
+            labels = [f"label number {number}" for number in range(1500)]
             answer = await client.put("/classifiers/large", json={"labels": labels})
             assert answer.status_code == 202
             assert get(server, "/classifiers/large").json()["state"] == "building"

@@ -49,6 +49,14 @@ class Worker(Member):
 
 @dataclass(frozen=True, kw_only=True)
 class EngineMember(Member):
-    """The engine process. At ``door`` it hears whoever has rung one of the bells, before its time too."""
+    """The engine process. At ``door`` it hears whoever has rung one of the bells, before its time too.
+
+    ``beats`` lies in shared memory, and its one number changes as long as the process is not stuck.
+    """
 
     door: socket
+    beats: Counts
+
+    def tell_alive(self) -> None:
+        """The event loop of this process turns."""
+        self.beats[0] += 1

@@ -18,16 +18,18 @@ import socket
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 
 from service.logs import configure_logging
 from service.settings import Settings
-from service.worker import EngineMember, Worker
+from service.worker import Counts, EngineMember, Worker
 
 _LOG = logging.getLogger("clipserve")
 _SHARED_METRICS = "PROMETHEUS_MULTIPROC_DIR"  # prometheus_client reads it once, when it is imported
+_PULSE_SECONDS = 3.0  # a process that beats once a second is not stuck before that
 _SPAWN = multiprocessing.get_context("spawn")
 
 
@@ -67,6 +69,8 @@ class _Parent:
         self._bell = bell
         self._door = door
         self._starts = _SPAWN.RawArray(ctypes.c_uint32, settings.workers + settings.shared_engine)
+        self._beats = _SPAWN.RawArray(ctypes.c_uint32, 1)
+        self._pulse = _Pulse(self._beats, max(settings.stall_timeout, _PULSE_SECONDS))
         self._workers: dict[int, BaseProcess] = {}
         self._ready_before: dict[int, int] = {}
         self._stopping = False
@@ -79,11 +83,12 @@ class _Parent:
                 self._start(number, replaces=False)
             while self._workers:
                 dead = {process.sentinel: number for number, process in self._workers.items()}
-                for event in wait([alarm, *dead]):
+                for event in wait([alarm, *dead], timeout=1.0 if self._settings.shared_engine else None):
                     if event is alarm:
                         self._stop(alarm.recv(64))
                     else:
                         self._bury(dead[event])  # type: ignore[index]
+                self._end_stuck_engine()
         return self._status
 
     def _start(self, number: int, *, replaces: bool) -> None:
@@ -104,7 +109,9 @@ class _Parent:
         )
 
     def _engine(self) -> EngineMember:
-        return EngineMember(number=self._settings.workers, starts=self._starts, door=self._door)
+        return EngineMember(
+            number=self._settings.workers, starts=self._starts, door=self._door, beats=self._beats
+        )
 
     def _is_engine(self, number: int) -> bool:
         return number == self._settings.workers
@@ -123,6 +130,17 @@ class _Parent:
             _LOG.error("%s ended with status %s: starting another", name, process.exitcode)
             self._start(number, replaces=True)
 
+    def _end_stuck_engine(self) -> None:
+        """Fronts that wait for it are well themselves: no probe of theirs would tell."""
+        number = self._settings.workers
+        engine = self._workers.get(number)
+        if engine is None or self._stopping or not self._is_ready(number):
+            self._pulse.forget()
+        elif self._pulse.stopped():
+            _LOG.critical("the engine process has stood still for more than %g s", self._pulse.patience)
+            engine.kill()
+            self._pulse.forget()
+
     def _stop(self, numbers: Iterable[int]) -> None:
         self._stopping = True
         for one in self._sockets:  # or connections would wait here for nobody
@@ -134,6 +152,25 @@ class _Parent:
 
     def _is_ready(self, number: int) -> bool:
         return self._starts[number] > self._ready_before[number]
+
+
+class _Pulse:
+    """Whether a number that another process counts up still changes."""
+
+    def __init__(self, beats: Counts, patience: float) -> None:
+        self.patience = patience
+        self._beats = beats
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin to count anew."""
+        self._last, self._since = self._beats[0], time.monotonic()
+
+    def stopped(self) -> bool:
+        """Whether it has been the same for more than ``patience`` seconds."""
+        if self._beats[0] != self._last:
+            self.forget()
+        return time.monotonic() - self._since > self.patience
 
 
 @contextlib.contextmanager

@@ -85,6 +85,7 @@ class _EngineProcess:
     async def _supervise(self) -> None:
         """Until told to stop. With a dead encoder the process ends, so that another one is started."""
         while not self._stopping.is_set():
+            self._member.tell_alive()
             self._metrics.refresh()
             if failures := self._fronts.failures():
                 _LOG.critical("the engine is dead: %s", "; ".join(failures))

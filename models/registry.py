@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.errors import ManifestError, UnknownModelError
+from models.locks import one_at_a_time
 from models.manifest import IMAGE_GRAPH, MANIFEST_NAME, TEXT_GRAPH, TOKENIZER, ModelManifest
 from models.preprocess import Preprocessor
 from models.runtimes import RuntimeOptions, Session, open_session
@@ -258,8 +259,10 @@ class ModelRegistry:
 
     def _assemble(self, folder: Path, manifest: ModelManifest) -> LoadedModel:
         tokenizer = Tokenizer(folder / TOKENIZER, manifest.text)
-        options = resolve(folder, manifest, tokenizer, self._options_for(manifest))
-        with ThreadPoolExecutor(2) as threads:
+        options = self._options_for(manifest)
+        # Compiled graphs are found in the cache while they are being written there, and half of one crashes.
+        with one_at_a_time(options.cache_dir), ThreadPoolExecutor(2) as threads:
+            options = resolve(folder, manifest, tokenizer, options)
             graphs = (folder / IMAGE_GRAPH, folder / TEXT_GRAPH)
             image, text = threads.map(partial(open_session, options=options), graphs)
         model = LoadedModel(

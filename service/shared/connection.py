@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import socket
 
 from service.batcher import BatcherStoppedError
 from service.shared import messages
@@ -22,12 +23,21 @@ class Connection:
     """One connection, until it breaks. ``models``: what the engine process serves, once it has greeted."""
 
     def __init__(self) -> None:
-        self.frames = Frames(received=self._received, lost=self._fail)
+        self._frames = Frames(received=self._received, lost=self._fail)
         self.models: dict[str, ModelFacts] = {}
         self.lost = asyncio.Event()
         self._greeted = asyncio.Event()
         self._numbers = itertools.count()
         self._calls: dict[int, asyncio.Future[Answered]] = {}
+
+    async def open(self, end: socket.socket) -> None:
+        """Talk through one end of a pair of sockets, of which the engine process will have the other."""
+        end.setblocking(False)
+        await asyncio.get_running_loop().create_unix_connection(lambda: self._frames, sock=end)
+
+    def close(self) -> None:
+        """Hang up."""
+        self._frames.close()
 
     async def greeted(self) -> bool:
         """Wait until the engine process greets; false if it is lost before that."""
@@ -46,11 +56,11 @@ class Connection:
         call = next(self._numbers)
         future: asyncio.Future[Answered] = asyncio.get_running_loop().create_future()
         self._calls[call] = future
-        self.frames.send(Kind.SUBMISSION, *messages.pack_submission(call, submission))
+        self._frames.send(Kind.SUBMISSION, *messages.pack_submission(call, submission))
         try:
             return await future
         except asyncio.CancelledError:
-            self.frames.send(Kind.CANCELLATION, messages.pack_cancellation(call))
+            self._frames.send(Kind.CANCELLATION, messages.pack_cancellation(call))
             raise
         finally:
             del self._calls[call]

@@ -97,9 +97,8 @@ class FrontHost:
 
     async def _keep_connected(self, block: PixelBlock) -> None:
         while True:
-            here = await self._ring(block)
             connection = Connection()
-            await asyncio.get_running_loop().create_unix_connection(lambda: connection.frames, sock=here)  # noqa: B023
+            await connection.open(await self._ring(block))
             try:
                 if await connection.greeted():
                     self._meet(connection)
@@ -108,7 +107,7 @@ class FrontHost:
             finally:
                 self._connection = None
                 self._connected.clear()
-                connection.frames.close()
+                connection.close()
 
     def _meet(self, connection: Connection) -> None:
         for served in self._served:
@@ -136,7 +135,6 @@ class FrontHost:
             except OSError:  # too many wait at the door, or too many files are open
                 await asyncio.sleep(_RETRY_SECONDS)
             else:
-                here.setblocking(False)
                 return here
 
 

@@ -99,6 +99,19 @@ def test_workers_share_the_cores_unless_threads_are_given(monkeypatch: pytest.Mo
     assert Settings(workers=50).of_one_worker().inference_threads == 1
 
 
+def test_fronts_share_the_cores_for_decoding_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.settings.available_cores", lambda: 12)
+    share = Settings(workers=5, shared_engine=True).of_one_worker()
+    assert (share.inference_threads, share.decode_threads) == (0, 2)
+
+
+def test_an_engine_process_needs_memory_without_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("os.memfd_create")
+    assert Settings(shared_engine=False).shared_engine is False
+    with pytest.raises(ValidationError, match="needs Linux"):
+        Settings(shared_engine=True)
+
+
 def test_gpus_are_numbers() -> None:
     assert Settings(devices="0, 2").runtime_options().devices == (0, 2)  # type: ignore[arg-type]
     for wrong in ("", "-1", "cuda"):

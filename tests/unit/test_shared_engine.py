@@ -283,7 +283,7 @@ async def test_nonsense_ends_the_connection_it_came_from_alone(
         submission = messages.Submission(queue=0, lane="interactive", deadline=None, count=1, items=slots)
         for kind, body in ((3, b"short"), (99, b""), (2, b"".join(messages.pack_submission(0, submission)))):
             connection = await wrong.connection()
-            connection.frames.send(kind, body)
+            connection._frames.send(kind, body)
             await asyncio.wait_for(connection.lost.wait(), 5)
             assert "given up" in caplog.text
             caplog.clear()

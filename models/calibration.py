@@ -33,6 +33,7 @@ Samples: TypeAlias = Sequence[NDArray[Any]]
 _MOST = 300
 _MAX_PIXELS = 1 << 30
 _UNSMOOTHED = -1  # NNCF's word for it
+_PRODUCTS = {"MatMul", "Gemm"}
 _SEED = 1  # other texts than those the export is checked with
 
 
@@ -72,10 +73,11 @@ class Calibration:
 
 
 def quantise(
-    path: Path, *, samples: Samples, smoothing: float | None = None, in_float: tuple[str, ...] = ()
+    path: Path, *, samples: Samples, smoothing: float | None = None, float_patches: bool = False
 ) -> None:
-    """Rewrite the graph ``path`` in 8-bit integers, apart from operators of the types ``in_float``.
+    """Rewrite the graph ``path`` in 8-bit integers; with ``float_patches`` not what looks at pixels.
 
+    Those are convolutions, and the first product of a picture tower that has none.
     ``smoothing`` is SmoothQuant's alpha, the share of the outliers that the weights take over, 0..1; None
     leaves it out. Ranges hold every value seen: NNCF's usual mean of the samples' extremes cuts off what a
     few samples need (embedded model, smallest cosine of a prompt: 0.987, and 0.9995 with whole ranges).
@@ -104,7 +106,9 @@ def quantise(
             subset_size=len(samples),
             preset=nncf.QuantizationPreset.PERFORMANCE,
             model_type=nncf.ModelType.TRANSFORMER,
-            ignored_scope=nncf.IgnoredScope(names=_projection(graph), types=list(in_float), validate=False),
+            ignored_scope=nncf.IgnoredScope(
+                names=_projection(graph) + (_first_products(graph) if float_patches else []), validate=False
+            ),
             advanced_parameters=AdvancedQuantizationParameters(
                 overflow_fix=OverflowFix.ENABLE,
                 activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX,
@@ -123,9 +127,17 @@ def _projection(graph: Any) -> list[str]:
     """Name of the product whose result, normalised, is the features."""
     made_by = {output: node for node in graph.graph.node for output in node.output}
     node = made_by.get("features")
-    while node is not None and node.op_type not in {"MatMul", "Gemm"}:
+    while node is not None and node.op_type not in _PRODUCTS:
         node = made_by.get(node.input[0]) if node.input else None
     return [] if node is None else [node.name]
+
+
+def _first_products(graph: Any) -> list[str]:
+    """Names of all convolutions; of the first product where a picture tower has none."""
+    convolutions = [node.name for node in graph.graph.node if node.op_type == "Conv"]
+    if convolutions or graph.graph.input[0].name != "pixels":
+        return convolutions
+    return [next(node.name for node in graph.graph.node if node.op_type in _PRODUCTS)]
 
 
 @contextlib.contextmanager

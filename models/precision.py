@@ -129,8 +129,8 @@ def recipes(precision: Precision, samples: Samples | None = None) -> tuple[Recip
             finish=partial(quantise, samples=samples, smoothing=0.5),
         ),
         Recipe(
-            description="int8 weights and smoothed activations, convolutions in float32",
-            finish=partial(quantise, samples=samples, smoothing=0.5, in_float=("Conv",)),
+            description="int8 weights and smoothed activations, convolutions and patches in float32",
+            finish=partial(quantise, samples=samples, smoothing=0.5, float_patches=True),
         ),
     )
 

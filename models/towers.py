@@ -17,11 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.lean import LeanTransformer, LeanVisionTransformer, lean_transformer, lean_visual
 from models.manifest import ImageSpec
 
 # A protobuf message ends at 2 GiB; a graph's own nodes need some of it.
 EXTERNAL_DATA_BYTES = 2_000_000_000
 
+_END_TOKEN = {"argmax", "eos"}  # the kinds of pooling that read the end token
 _CHATTERERS = ("torch", "onnxscript", "open_clip", "timm", "transformers", "onnx", "nncf", "copyreg")
 
 
@@ -36,7 +38,7 @@ class ImageTower(nn.Module):
 
     def __init__(self, visual: nn.Module, spec: ImageSpec) -> None:
         super().__init__()
-        self.visual = _fused(visual)
+        self.visual = lean_visual(_fused(visual), spec)
         mean, std = (
             torch.tensor(values, dtype=torch.float64).view(3, 1, 1) for values in (spec.mean, spec.std)
         )
@@ -45,6 +47,8 @@ class ImageTower(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """One batch of pictures."""
+        if isinstance(self.visual, LeanVisionTransformer):
+            return _normalised(self.visual(pixels))
         x = pixels.permute(0, 3, 1, 2).to(torch.float32) * self.scale - self.shift
         return _normalised(self.visual(x.to(self.weight_dtype)))
 
@@ -64,7 +68,8 @@ class NativeTextTower(nn.Module):
     def __init__(self, text: nn.Module) -> None:
         super().__init__()
         self.token_embedding: nn.Module = text.get_submodule("token_embedding")
-        self.transformer: nn.Module = text.get_submodule("transformer")
+        transformer = text.get_submodule("transformer")
+        self.transformer: nn.Module = lean_transformer(transformer) or transformer
         self.ln_final: nn.Module = text.get_submodule("ln_final")
         self.positional_embedding: nn.Parameter = text.get_parameter("positional_embedding")
         self.text_projection: Any = text.text_projection
@@ -79,9 +84,19 @@ class NativeTextTower(nn.Module):
         length = tokens.shape[1]
         x = self.token_embedding(tokens) + self.positional_embedding[:length]
         mask = None if self.attn_mask is None else self.attn_mask[:length, :length].to(x.dtype)
-        x = self.ln_final(self.transformer(x, attn_mask=mask))
-        x = text_global_pool(x, tokens, self.pool_type, eos_token_id=self.eos_id)
+        if isinstance(self.transformer, LeanTransformer) and self.pool_type in _END_TOKEN:
+            x = self.ln_final(self.transformer.pooled(x, self._ends(tokens), mask))
+        else:
+            x = self.ln_final(self.transformer(x, attn_mask=mask))
+            x = text_global_pool(x, tokens, self.pool_type, eos_token_id=self.eos_id)
         return _normalised(_projected(x, self.text_projection))
+
+    def _ends(self, tokens: Tensor) -> Tensor:
+        """The place (batch,) of each end token: the highest id of all, or the first that is ``eos_id``."""
+        marked = (
+            tokens if self.eos_id is None or self.pool_type == "argmax" else (tokens == self.eos_id).int()
+        )
+        return marked.argmax(dim=-1)
 
 
 class WholeTextTower(nn.Module):
@@ -110,7 +125,7 @@ def may_vary_length(model: nn.Module) -> bool:
     """
     text = _text(model)
     if _is_native(text):
-        return getattr(text, "attn_mask", None) is not None and _pooling(text)[0] in {"argmax", "eos"}
+        return getattr(text, "attn_mask", None) is not None and _pooling(text)[0] in _END_TOKEN
     return hasattr(getattr(text, "config", None), "pad_token_id")
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from models.cores import inference_threads
+from models.cores import available_cores, inference_threads
 from models.errors import ManifestError, RuntimeUnavailableError
 from models.runtimes import LENGTH_STEP, RuntimeOptions
 
@@ -124,6 +124,10 @@ def _compile(path: Path, options: RuntimeOptions, precision: str, *, hint: str) 
     }
     if threads := inference_threads(options.threads):
         settings["INFERENCE_NUM_THREADS"] = threads
+    if hint == "THROUGHPUT":
+        # Left alone, OpenVINO gives texts two cores a batch: 870 a second of 10 tokens in batches of 8 to 32
+        # (ViT-B-32, bf16, 4 cores) where a core a batch gives 980. More than there are cores means as many.
+        settings["NUM_STREAMS"] = threads or available_cores()
     if options.cache_dir is not None:
         options.cache_dir.mkdir(parents=True, exist_ok=True)
         settings["CACHE_DIR"] = str(options.cache_dir)

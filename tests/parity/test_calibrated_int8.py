@@ -52,7 +52,7 @@ def models(calibration: Calibration, tmp_path_factory: pytest.TempPathFactory) -
     folder = tmp_path_factory.mktemp("models")
     manifest = ModelManifest.read(Path(copytree(SHAPES, folder / "shapes-int8")))
     small, tokenizer = folder / "shapes-int8", Tokenizer(SHAPES / "tokenizer.json", manifest.text)
-    quantise(small / IMAGE_GRAPH, samples=calibration.pixels(manifest.image), in_float=("Conv",))
+    quantise(small / IMAGE_GRAPH, samples=calibration.pixels(manifest.image), float_patches=True)
     quantise(small / TEXT_GRAPH, samples=calibration.tokens(tokenizer, manifest.text.context_length))
     files = {name: file_entry(small / name) for name in manifest.files}
     manifest.model_copy(update={"name": "shapes-int8", "precision": "int8", "files": files}).write(small)

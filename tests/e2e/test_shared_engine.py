@@ -134,6 +134,17 @@ def vector(entry: dict[str, str]) -> np.ndarray:
     return np.frombuffer(b64decode(entry["embedding"]), np.float32)
 
 
+def test_models_of_different_sizes_share_the_memory(home: Path) -> None:
+    write_toy_model(home / "models", name="large", seed=5, size=96, dim=24)
+    with running_server(home, models="toy,large", workers=1, shared_engine=True) as server:
+        for name in ("large", "toy", "large"):
+            answer = httpx.post(f"{server.url()}/embed", json=embed(jpeg(3, 200, 120)) | {"model": name})
+            of_picture, of_text = (vector(one) for one in answer.json()["embeddings"])
+            model = load_alone(home, name)
+            np.testing.assert_allclose(of_picture, model.encode_images([jpeg(3, 200, 120)])[0], atol=1e-6)
+            np.testing.assert_allclose(of_text, model.encode_texts(["a cat"])[0], atol=1e-6)
+
+
 def test_a_bad_picture_fails_alone(home: Path) -> None:
     with running_server(home, workers=1, shared_engine=True) as server:
         good, bad = BODY["image"], {"base64": base64(truncated_jpeg())}

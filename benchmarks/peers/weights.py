@@ -1,4 +1,7 @@
-"""The benchmark's seeded weights in the forms that peers read: a state dict, and a Hugging Face folder.
+"""The benchmark's seeded weights in the forms that peers read: a state dict, Hugging Face's, and plain ONNX.
+
+Peers with ONNX Runtime get open_clip's own modules as torch exports them; that clipserve exports what has
+less to do for the same features is its own merit.
 
 Reference: ``transformers/models/clip/convert_clip_original_pytorch_to_hf.py`` for which tensor is which.
 """
@@ -7,14 +10,15 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.subjects import MODEL, SEED
-from models.manifest import TOKENIZER
+from models.manifest import IMAGE_GRAPH, TEXT_GRAPH, TOKENIZER
 
-_START, _END = 49406, 49407
+_START, _END, _CONTEXT = 49406, 49407, 77
 _RENAMED = (
     (r"^visual\.", "vision_model."),
     (r"^(?=(transformer|ln_final|token_embedding|positional_embedding))", "text_model."),
@@ -47,25 +51,27 @@ class ModelFiles:
 def prepare_weights(models: Path, var: Path) -> ModelFiles:
     """Write what is not there yet beside the exported model in ``models``."""
     files = ModelFiles(
-        onnx=models / MODEL,
+        onnx=var / "bench-peers" / f"{MODEL}-onnx",
         torch=var / "bench-peers" / f"{MODEL}.pt",
         hugging_face=var / "bench-peers" / f"{MODEL}-hf",
     )
-    if not (files.torch.exists() and (files.hugging_face / "config.json").exists()):
-        _write(files)
+    if not all(one.exists() for one in (files.torch, files.hugging_face / "config.json", files.onnx)):
+        _write(files, models / MODEL / TOKENIZER)
     return files
 
 
-def _write(files: ModelFiles) -> None:
+def _write(files: ModelFiles, tokenizer: Path) -> None:
     import torch
 
     from models.architectures import Weights, load
 
-    model = load(MODEL, Weights(seed=SEED)).model
+    loaded = load(MODEL, Weights(seed=SEED))
+    model = loaded.model.eval()
     files.hugging_face.mkdir(parents=True, exist_ok=True)
     torch.save(model.state_dict(), files.torch)
     _hugging_face_model(model.state_dict()).save_pretrained(files.hugging_face)
-    _write_processor(files)
+    _write_processor(files, tokenizer)
+    _write_onnx(loaded, files.onnx, tokenizer)
 
 
 def _hugging_face_model(state: dict[str, Any]) -> Any:
@@ -93,14 +99,49 @@ def _renamed(state: dict[str, Any]) -> Any:
             yield target, value
 
 
-def _write_processor(files: ModelFiles) -> None:
+def _write_onnx(loaded: Any, folder: Path, tokenizer: Path) -> None:
+    """Graphs of ``encode_image`` and ``encode_text``, for pixels uint8 and tokens int64 (N, 77)."""
+    import torch
+    from torch.nn.functional import normalize
+
+    from models.towers import write_graph
+
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (loaded.image.mean, loaded.image.std))
+
+    class Image(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.visual = loaded.model.get_submodule("visual")
+
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            return normalize(self.visual((pixels.permute(0, 3, 1, 2) / 255 - mean) / std), dim=-1)
+
+    class Text(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model: Any = loaded.model
+
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            features: torch.Tensor = self.model.encode_text(tokens, normalize=True)
+            return features
+
+    folder.mkdir(parents=True, exist_ok=True)
+    size = loaded.image.size
+    write_graph(
+        Image(), torch.zeros(2, size, size, 3, dtype=torch.uint8), folder / IMAGE_GRAPH, input_name="pixels"
+    )
+    write_graph(Text(), torch.zeros(2, _CONTEXT, dtype=torch.int64), folder / TEXT_GRAPH, input_name="tokens")
+    shutil.copy(tokenizer, folder / TOKENIZER)
+
+
+def _write_processor(files: ModelFiles, tokenizer: Path) -> None:
     """Tokenizer and picture settings, for a CLIPProcessor."""
     import transformers
 
     tokenizer_class: Any = transformers.PreTrainedTokenizerFast
-    start, end = (_token(files.onnx / TOKENIZER, number) for number in (_START, _END))
+    start, end = (_token(tokenizer, number) for number in (_START, _END))
     tokenizer_class(
-        tokenizer_file=str(files.onnx / "tokenizer.json"),
+        tokenizer_file=str(tokenizer),
         bos_token=start,
         eos_token=end,
         unk_token=end,

@@ -214,6 +214,16 @@ class Caller:
 
 
 async def test_no_answer_goes_astray(server: Server, home: Path) -> None:
+    await no_answer_goes_astray(server, home)
+
+
+async def test_no_answer_goes_astray_on_the_way_to_the_engine_process(home: Path, tmp_path: Path) -> None:
+    layout = {"workers": 3, "shared_engine": True, "models_dir": home / "models"}
+    with running_server(tmp_path, models=",".join(MODELS), **layout) as server:
+        await no_answer_goes_astray(server, home)
+
+
+async def no_answer_goes_astray(server: Server, home: Path) -> None:
     references = {name: Reference.of(load_alone(home, name)) for name in MODELS}
     everything = np.concatenate(
         [rows for one in references.values() for rows in (one.pictures, one.texts, one.prompts)]

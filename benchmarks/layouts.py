@@ -15,7 +15,6 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
@@ -24,6 +23,7 @@ from benchmarks import report
 from benchmarks.client import Generator, generator
 from benchmarks.conditions import conditions, cores_used_by_others, folder_name
 from benchmarks.in_process import DECODE, DECODING, apart, decoding
+from benchmarks.layout import Layout
 from benchmarks.measurements import Key, Measurements, Spread
 from benchmarks.over_http import Sweep
 from benchmarks.pictures import photo
@@ -35,19 +35,6 @@ from benchmarks.subjects import MODEL, prepare_model
 
 _CLIENTS = (1, 64)
 _JPEG, _BMP = "JPEG 500×375", "BMP 224×224"
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Processes that answer requests, each with an engine of its own or all with one beside them."""
-
-    workers: int
-    shared_engine: bool = False
-
-    def __str__(self) -> str:
-        if self.shared_engine:
-            return f"{self.workers} fronts + engine"
-        return "one" if self.workers == 1 else f"{self.workers} workers"
 
 
 def main() -> None:
@@ -145,12 +132,11 @@ def _server(models: Path, layout: Layout, log: Path) -> Iterator[Server]:
             "CLIPSERVE_MODELS_DIR": str(models),
             "CLIPSERVE_MODELS": MODEL,
             "CLIPSERVE_RUNTIME": "onnxruntime",
-            "CLIPSERVE_WORKERS": str(layout.workers),
-            "CLIPSERVE_SHARED_ENGINE": str(layout.shared_engine),
             "CLIPSERVE_LOG_LEVEL": "warning",
             "CLIPSERVE_ACCESS_LOG": "false",
         }
         command = [sys.executable, "-m", "benchmarks.played_gpu", "serve"]
+        env |= layout.environment
         with serving(command, port=port, ready="/health/ready", log=log, env=env) as server:
             yield server
 

@@ -27,6 +27,7 @@ from benchmarks.conditions import conditions, cores_used_by_others, folder_name
 from benchmarks.gpu import encoders, tables, watch
 from benchmarks.gpu.setting import FULL, TINY, Setting, export, name_of
 from benchmarks.in_process import DECODE, DECODING, apart, timed
+from benchmarks.layout import Layout
 from benchmarks.measurements import Key, Measurements
 from benchmarks.over_http import Sweep
 from benchmarks.pictures import photo
@@ -126,32 +127,29 @@ class Bench:
         yield f"torch, {architecture}", partial(apart, encoders.torch_encoder, setting, architecture)
 
     def _services(self, architecture: str, pictures: list[bytes]) -> Iterator[Step]:
-        for workers in self._setting.workers:
-            yield (
-                f"over HTTP, {workers} workers",
-                partial(self._serve, architecture, pictures, workers),
-            )
+        for layout in self._setting.layouts:
+            yield f"over HTTP, {layout}", partial(self._serve, architecture, pictures, layout)
 
     def _export(self, architecture: str) -> Figures:
         self._models.mkdir(parents=True, exist_ok=True)
         apart(export, self._models, architecture, _PRECISIONS)
         return ()
 
-    def _serve(self, architecture: str, pictures: list[bytes], workers: int) -> Figures:
+    def _serve(self, architecture: str, pictures: list[bytes], layout: Layout) -> Figures:
         model = name_of(architecture, "fp16")
         size = ModelRegistry(self._models).manifest(model).image.size
         pixels = [post("/embed", _bitmap(one, size), "image/bmp") for one in pictures]
-        with self._server(model, workers) as server:
+        with self._server(model, layout) as server:
             for measure, requests in ((tables.JPEG, raw("/embed", pictures)), (tables.PIXELS, pixels)):
                 for clients in self._setting.clients:
                     sweep = Sweep(measure=measure, requests=requests, widths=(clients,))
                     seen: dict[str, float] = {}
                     with watch.watched(seen):
                         (answer,) = sweep.run(self._clients, server, 2 * self._setting.seconds)
-                    yield Key(tables.service(architecture, workers), measure, clients), answer[1] | seen
+                    yield Key(tables.service(architecture, layout), measure, clients), answer[1] | seen
 
     @contextmanager
-    def _server(self, model: str, workers: int) -> Iterator[Server]:
+    def _server(self, model: str, layout: Layout) -> Iterator[Server]:
         port = free_port()
         with tempfile.TemporaryDirectory() as home:
             env = {
@@ -164,12 +162,11 @@ class Bench:
                 "PROVIDER": self._setting.provider,
                 "BATCH_BUCKETS": "on",
                 "MAX_BATCH": str(self._setting.max_batch),
-                "WORKERS": str(workers),
                 "LOG_LEVEL": "warning",
                 "ACCESS_LOG": "false",
             }
             command = [sys.executable, "-m", "service", "serve"]
-            named = {f"CLIPSERVE_{name}": value for name, value in env.items()}
+            named = layout.environment | {f"CLIPSERVE_{name}": value for name, value in env.items()}
             with serving(command, port=port, ready="/health/ready", log=self._log, env=named) as server:
                 yield server
 

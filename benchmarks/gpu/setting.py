@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from benchmarks.layout import Layout
 from models.export import export_open_clip
 from models.manifest import Precision
 from models.runtimes import Provider, RuntimeOptions
@@ -30,7 +31,7 @@ class Setting:
     seconds: float
     minutes: float
     clients: tuple[int, ...]
-    workers: tuple[int, ...]
+    layouts: tuple[Layout, ...]
     soak_seconds: float
 
     @property
@@ -59,7 +60,7 @@ FULL = Setting(
     seconds=1.0,
     minutes=7.0,
     clients=(1, 64, 256),
-    workers=(1, 4, 8),
+    layouts=(Layout(1), Layout(4), Layout(8), Layout(8, shared_engine=True)),
     soak_seconds=60.0,
 )
 TINY = Setting(
@@ -70,7 +71,7 @@ TINY = Setting(
     seconds=0.1,
     minutes=3.0,
     clients=(1, 8),
-    workers=(1, 2),
+    layouts=(Layout(1), Layout(2), Layout(2, shared_engine=True)),
     soak_seconds=2.0,
 )
 

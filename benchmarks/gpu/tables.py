@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from benchmarks.gpu.encoders import ENCODE, PARITY, SOAK
 from benchmarks.in_process import DECODE, DECODING
+from benchmarks.layout import Layout
 from benchmarks.measurements import Key, Measurements
 from benchmarks.report import Sheet
 
 JPEG, PIXELS = "JPEG 500×375", "BMP of the model's size"
 
 
-def service(architecture: str, workers: int) -> str:
-    """A server, by its model and the number of its processes."""
-    return f"service, {architecture}, {workers} workers" if workers > 1 else f"service, {architecture}"
+def service(architecture: str, layout: Layout) -> str:
+    """A server, by its model and its processes."""
+    return f"service, {architecture}, {layout}"
 
 
 def sheets(found: Measurements, cores: int) -> list[Sheet]:

@@ -12,6 +12,7 @@ from benchmarks.gpu.run import Bench, Figures, Step
 from benchmarks.gpu.setting import TINY
 from benchmarks.gpu.wheels import pack, unpack
 from benchmarks.in_process import DECODE, DECODING
+from benchmarks.layout import Layout
 from benchmarks.measurements import Key, Measurements
 from benchmarks.run import terminal
 
@@ -66,7 +67,7 @@ def test_tables_show_what_was_measured_and_a_dash_for_the_rest() -> None:
     found.add(Key("theirs", ENCODE, 8), {"rate": 40.0})
     found.add(Key(DECODING, DECODE, 4), {"rate": 200.0})
     served = {"rate": 150.0, "p50_ms": 1.0, "p99_ms": 2.0}
-    found.add(Key(tables.service("ViT", 2), tables.JPEG, 64), served)
+    found.add(Key(tables.service("ViT", Layout(2)), tables.JPEG, 64), served)
     encoders, _, service, _ = tables.sheets(found, 4)
     assert encoders.rows == [["ours", "10", "80"], ["theirs", "-", "40"]]
     assert service.rows[0][:5] == ["service, ViT, 2 workers", tables.JPEG, "64", "150", "0.75"]

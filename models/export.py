@@ -202,12 +202,13 @@ class _Tower:
     features: Features
     parity: TowerParity
     opset: int
+    rung: int
     lengths: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Job:
-    """One export into ``folder``."""
+    """One export into ``folder``, by the recipe ``rung`` or a later one; ``refusal``: why by none before."""
 
     model: nn.Module
     image: ImageSpec
@@ -217,6 +218,8 @@ class _Job:
     options: RuntimeOptions
     external_data_bytes: int
     tell: Progress
+    rung: int = 0
+    refusal: str = ""
 
     def run(self, tokenizer: Any, check_images: Path | None) -> _Made:
         self.tell("writing the tokenizer", 0.0)
@@ -230,26 +233,18 @@ class _Job:
         self.tell("encoding texts with open_clip", 0.05)
         tokens = _token_ids(tokenizer, Tokenizer(path, spec), check.texts)
         texts = reference.encode_texts(tokens)
-        text_spec, text = self._text_tower(spec, check.texts, texts)
-        self.tell("encoding pictures with open_clip", 0.4)
+        self.tell("encoding pictures with open_clip", 0.08)
         images = reference.encode_images(tensors)
-        image = self._image_tower(pixels, images)
         classes = np.unique(tokens, axis=0, return_index=True)[1]
-        report = ParityReport(
-            reference=f"open_clip {version('open_clip_torch')}",
-            batches=parity.BATCHES,
-            text_lengths=text.lengths,
-            image=image.parity,
-            text=text.parity,
-            top1_agreement=parity.top1_agreement((images, texts), (image.features, text.features), classes),
-            versions=_versions(),
-        )
-        refusals = parity.GATES[self.precision].refusals(report)
-        if refusals:
-            raise ExportError(
-                f"the {self.precision} export is not what open_clip gives: {'; '.join(refusals)}"
-            )
-        return _Made(text=text_spec, report=report, embedding_dim=images.shape[1], opset=image.opset)
+        job = self
+        while True:  # ends with the last recipe: see ``_climb``
+            text_spec, text = job._text_tower(spec, check.texts, texts)
+            image = job._image_tower(pixels, images)
+            report = _compared((images, texts), image, text, classes)
+            refusals = parity.GATES[self.precision].refusals(report)
+            if not refusals:
+                return _Made(text=text_spec, report=report, embedding_dim=images.shape[1], opset=image.opset)
+            job = replace(job, rung=max(text.rung, image.rung) + 1, refusal="; ".join(refusals))
 
     def _check_context(self, spec: TextSpec) -> None:
         """A tokenizer for longer texts than the positional embedding holds would fail when it is served.
@@ -348,8 +343,8 @@ class _Job:
         """
         path = self.folder / {"image": IMAGE_GRAPH, "text": TEXT_GRAPH}[tower]
         gate, share = parity.GATES[self.precision], {"text": 0.1, "image": 0.6}[tower]
-        refusal = ""
-        for recipe in recipes(self.precision, samples):
+        refusal = self.refusal
+        for rung, recipe in list(enumerate(recipes(self.precision, samples)))[self.rung :]:
             self.tell(f"exporting the {tower} tower ({recipe.description})", share)
             opset = self._write(tower, recipe, module, example, path=path, dynamic_length=dynamic_length)
             self.tell(f"checking the {tower} tower ({recipe.description})", share + 0.15)
@@ -359,7 +354,7 @@ class _Job:
                 refusal = str(error)
                 continue
             if verdict.min_cosine >= gate.cosine:
-                return _Tower(features=features, parity=verdict, opset=opset, lengths=lengths)
+                return _Tower(features=features, parity=verdict, opset=opset, rung=rung, lengths=lengths)
             refusal = gate.shortfall(tower, verdict)
         raise ExportError(f"the {self.precision} export is not what open_clip gives: {refusal}")
 
@@ -458,6 +453,20 @@ def _scoring(model: Any) -> ScoringSpec:
     if bias is None:
         return ScoringSpec(logit_scale=scale)
     return ScoringSpec(logit_scale=scale, logit_bias=bias.item(), activation="sigmoid")
+
+
+def _compared(
+    reference: tuple[Features, Features], image: _Tower, text: _Tower, classes: NDArray[np.int64]
+) -> ParityReport:
+    return ParityReport(
+        reference=f"open_clip {version('open_clip_torch')}",
+        batches=parity.BATCHES,
+        text_lengths=text.lengths,
+        image=image.parity,
+        text=text.parity,
+        top1_agreement=parity.top1_agreement(reference, (image.features, text.features), classes),
+        versions=_versions(),
+    )
 
 
 def _versions() -> dict[str, str]:

@@ -11,6 +11,7 @@ import pytest
 from onnx import TensorProto
 
 from models import precision
+from models.errors import ExportError
 from models.export import export_open_clip
 from models.registry import ModelRegistry
 from models.runtimes import RuntimeOptions
@@ -71,3 +72,25 @@ def test_both_recipes_give_the_same_features(folder: Path) -> None:
     np.testing.assert_allclose(first.encode_texts(TEXTS), second.encode_texts(TEXTS), atol=2e-3)
     first.close()
     second.close()
+
+
+@pytest.mark.usefixtures("tiny_architectures")
+def test_other_first_places_make_the_export_more_careful(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cosines alone may hold while the nearest label is another one."""
+    shares = iter([0.5, 1.0])
+    monkeypatch.setattr("models.parity.top1_agreement", lambda *_: next(shares))
+    folder = export_open_clip("tiny-vit", destination=tmp_path / "half", precision="fp16", threads=1)
+    for tower in ("image", "text"):
+        assert list(_nodes(folder / f"{tower}.onnx", "Softmax")) == [[TensorProto.FLOAT] * 2] * 2
+
+
+@pytest.mark.usefixtures("tiny_architectures")
+def test_other_first_places_by_every_recipe_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("models.parity.top1_agreement", lambda *_: 0.5)
+    with pytest.raises(ExportError, match=r"the fp16 export is not .*: top-1 agreement 50\.00% is below"):
+        export_open_clip("tiny-vit", destination=tmp_path / "half", precision="fp16", threads=1)
+    assert not list(tmp_path.iterdir())

@@ -208,7 +208,7 @@ class _Tower:
 
 @dataclass(frozen=True, kw_only=True)
 class _Job:
-    """One export into ``folder``, by the recipe ``rung`` or a later one; ``refusal``: why by none before."""
+    """One export into ``folder``, by the recipe ``rung`` of the precision's ladder or a later one."""
 
     model: nn.Module
     image: ImageSpec
@@ -219,7 +219,6 @@ class _Job:
     external_data_bytes: int
     tell: Progress
     rung: int = 0
-    refusal: str = ""
 
     def run(self, tokenizer: Any, check_images: Path | None) -> _Made:
         self.tell("writing the tokenizer", 0.0)
@@ -237,14 +236,18 @@ class _Job:
         images = reference.encode_images(tensors)
         classes = np.unique(tokens, axis=0, return_index=True)[1]
         job = self
-        while True:  # ends with the last recipe: see ``_climb``
+        while True:
             text_spec, text = job._text_tower(spec, check.texts, texts)
             image = job._image_tower(pixels, images)
             report = _compared((images, texts), image, text, classes)
             refusals = parity.GATES[self.precision].refusals(report)
             if not refusals:
                 return _Made(text=text_spec, report=report, embedding_dim=images.shape[1], opset=image.opset)
-            job = replace(job, rung=max(text.rung, image.rung) + 1, refusal="; ".join(refusals))
+            job = replace(job, rung=max(text.rung, image.rung) + 1)
+            if job.rung == len(recipes(self.precision, None if self.calibration is None else ())):
+                raise ExportError(
+                    f"the {self.precision} export is not what open_clip gives: {'; '.join(refusals)}"
+                )
 
     def _check_context(self, spec: TextSpec) -> None:
         """A tokenizer for longer texts than the positional embedding holds would fail when it is served.
@@ -343,7 +346,7 @@ class _Job:
         """
         path = self.folder / {"image": IMAGE_GRAPH, "text": TEXT_GRAPH}[tower]
         gate, share = parity.GATES[self.precision], {"text": 0.1, "image": 0.6}[tower]
-        refusal = self.refusal
+        refusal = ""
         for rung, recipe in list(enumerate(recipes(self.precision, samples)))[self.rung :]:
             self.tell(f"exporting the {tower} tower ({recipe.description})", share)
             opset = self._write(tower, recipe, module, example, path=path, dynamic_length=dynamic_length)

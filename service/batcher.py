@@ -93,10 +93,10 @@ class Batcher(Generic[Item, Result]):
             an exception fails its item alone. If ``run`` raises, the batch is split in halves and run
             again, so that one bad item fails alone. Called in a thread, at most ``slots`` at a time.
         slots: batches in flight at once.
-        max_batch: items in a batch, at most.
+        max_batch: items in a batch of the interactive lane, at most.
         capacity: items that may wait in the interactive lane, at most.
         bulk_batch: items in a batch of the bulk lane, at most: what an interactive item may have to
-            wait for. Bulk items run only when no interactive one waits.
+            wait for; ``max_batch`` if left out. Bulk items run only when no interactive one waits.
         stall_seconds: a batch that runs for longer counts as a dead worker.
         observer: is told of every batch and every drop.
     """
@@ -118,7 +118,7 @@ class Batcher(Generic[Item, Result]):
         self._run = run
         self._slots = slots
         self._capacity = capacity
-        self._bulk_batch = min(bulk_batch or max_batch, max_batch)
+        self._bulk_batch = bulk_batch or max_batch
         self._stall_seconds = stall_seconds
         self._observer = observer
         self._lanes: dict[Lane, _Queue[Item, Result]] = {"interactive": OrderedDict(), "bulk": OrderedDict()}

@@ -50,7 +50,7 @@ class Session(Protocol):
     """A loaded graph of one input and one output.
 
     ``run`` may be called from up to ``slots`` threads at a time and never changes its argument.
-    ``best_batch`` is the size above which a batch gains nothing and only makes others wait; None: none.
+    ``best_batch`` is the size above which a batch makes others wait for longer than it gains; None: none.
     ``buckets`` are the sizes that batches are padded to; empty: each runs at its own. Token sequences come
     padded to a multiple of ``length_step``.
     """

@@ -116,8 +116,9 @@ def test_every_item_is_answered_once_and_in_its_place(
             for name, outcome in zip(items, answer.outcomes, strict=True):
                 _check_outcome(name, kind_of[name], outcome, call, fate)
     assert encoder.most_at_once <= slots
-    assert all(1 <= len(batch) <= max_batch for batch in encoder.batches)
-    _check_runs(encoder, kind_of, max_batch)
+    largest = max(max_batch, bulk_batch)
+    assert all(1 <= len(batch) <= largest for batch in encoder.batches)
+    _check_runs(encoder, kind_of, largest)
     if fate == "drain":
         assert sum(ledger.sizes) == len(encoder.ran)
 
@@ -136,8 +137,8 @@ def _check_outcome(name: object, kind: str, outcome: object, call: Call, fate: s
         assert outcome.args[0] == (name if kind == "faulty" else [name])
 
 
-def _check_runs(encoder: Encoder, kind_of: dict[object, str], max_batch: int) -> None:
+def _check_runs(encoder: Encoder, kind_of: dict[object, str], largest: int) -> None:
     """An item runs again only on the way to finding the poison in its batch."""
-    halvings = max_batch.bit_length()
+    halvings = largest.bit_length()
     has_poison = "poison" in kind_of.values()
     assert all(count <= (1 + halvings if has_poison else 1) for count in encoder.ran.values())

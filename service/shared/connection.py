@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import socket
+from collections.abc import Callable
 
 from service.batcher import BatcherStoppedError
 from service.shared import messages
@@ -20,9 +21,13 @@ class EngineLostError(BatcherStoppedError):
 
 
 class Connection:
-    """One connection, until it breaks. ``models``: what the engine process serves, once it has greeted."""
+    """One connection, until it breaks. ``models``: what the engine process serves, once it has greeted.
 
-    def __init__(self) -> None:
+    ``forget`` is called when it breaks, before anyone who waits for an answer is told.
+    """
+
+    def __init__(self, forget: Callable[[], None]) -> None:
+        self._forget = forget
         self._frames = Frames(received=self._received, lost=self._fail)
         self.models: dict[str, ModelFacts] = {}
         self.lost = asyncio.Event()
@@ -87,6 +92,7 @@ class Connection:
         return None if future is None or future.done() else future
 
     def _fail(self) -> None:
+        self._forget()
         self.lost.set()
         self._greeted.set()
         for future in self._calls.values():

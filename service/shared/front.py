@@ -97,7 +97,7 @@ class FrontHost:
 
     async def _keep_connected(self, block: PixelBlock) -> None:
         while True:
-            connection = Connection()
+            connection = Connection(self._forget)
             await connection.open(await self._ring(block))
             try:
                 if await connection.greeted():
@@ -105,8 +105,7 @@ class FrontHost:
                     await connection.lost.wait()
                     _LOG.error("the engine process is gone: what needs it gets 503 until there is another")
             finally:
-                self._connection = None
-                self._connected.clear()
+                self._forget()
                 connection.close()
 
     def _meet(self, connection: Connection) -> None:
@@ -115,6 +114,10 @@ class FrontHost:
                 self.failure = f"the files of {served.name} have changed since this process read them"
         self._connection = connection
         self._connected.set()
+
+    def _forget(self) -> None:
+        self._connection = None
+        self._connected.clear()
 
     async def _ring(self, block: PixelBlock) -> socket.socket:
         """Leave the shared memory and one end of a new connection at the engine process's door.

@@ -261,6 +261,22 @@ async def test_bulk_work_waits_for_the_next_engine_process(place: Workplace) -> 
         assert len((await building).outcomes) == 1
 
 
+async def test_bulk_work_handed_in_while_the_connection_breaks_waits_too(place: Workplace) -> None:
+    async with place.engine():
+        host, front = await place.front()
+        connection = await host.connection()
+        fail, building = connection._fail, []
+
+        def submit_and_fail() -> None:  # the submission has its turn before whoever mends the connection
+            building.append(asyncio.ensure_future(front.texts.submit([np.arange(3)], lane="bulk")))
+            fail()
+
+        connection._frames._lost = submit_and_fail
+        connection.close()
+        await until(lambda: building)
+        assert len((await building[0]).outcomes) == 1
+
+
 async def test_a_front_gives_up_when_the_files_have_changed(place: Workplace) -> None:
     async with place.engine():
         host, front = await place.front()

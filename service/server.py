@@ -15,6 +15,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from service.context import Services
+from service.listener import SharedListener
 from service.protocol import GuardedHttp
 from service.settings import Settings
 
@@ -64,10 +65,14 @@ class Server(uvicorn.Server):
         self._loop.call_later(delay, self.handle_exit, number, frame)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to listen, and say where, also when the socket was given."""
-        await super().startup(sockets)
-        if sockets:
-            self._log_started_message(sockets)
+        """Begin to listen, on the given sockets as one of several processes, and say where."""
+        if sockets is None:
+            await super().startup()
+            return
+        await super().startup([])
+        backlog = self.config.backlog
+        self.servers = [SharedListener(one, self._protocol, backlog=backlog) for one in sockets]  # type: ignore[misc]
+        self._log_started_message(sockets)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen no more; close connections only when what is on its way there has been answered."""

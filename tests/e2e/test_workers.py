@@ -61,6 +61,23 @@ def test_metrics_have_a_port_of_their_own(home: Path) -> None:
         assert 'clipserve_requests_total{code="200",route="/classify"} 5.0' in text
 
 
+async def test_connections_that_stay_are_divided_evenly(home: Path) -> None:
+    def sockets(pid: int) -> int:
+        return sum(file.is_socket() for file in Path(f"/proc/{pid}/fd").iterdir())
+
+    with running_server(home, workers=2) as server:
+        before = [sockets(pid) for pid in server.workers]
+        port = int(server.url().rpartition(":")[2])
+        connections = await asyncio.gather(*(asyncio.open_connection("127.0.0.1", port) for _ in range(40)))
+        await asyncio.to_thread(
+            wait_until, lambda: sum(sockets(pid) for pid in server.workers) == sum(before) + 40
+        )
+        taken = [sockets(pid) - count for pid, count in zip(server.workers, before, strict=True)]
+        assert min(taken) >= 10, taken
+        for _, writer in connections:
+            writer.close()
+
+
 def test_a_worker_that_dies_is_replaced_and_nobody_notices(home: Path) -> None:
     with running_server(home, workers=2) as server:
         url, (first, second) = server.url(), server.workers

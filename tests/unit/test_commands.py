@@ -102,6 +102,7 @@ def test_a_full_disk_is_one_sentence(
 def test_serve_takes_an_engine_process_for_one_worker_too(monkeypatch: pytest.MonkeyPatch) -> None:
     given = []
     monkeypatch.setattr("service.workers.run_workers", lambda settings: given.append(settings) or 0)
+    monkeypatch.setattr("service.logs.configure_logging", lambda **_: None)  # which would outlive the test
     assert run("serve", "--shared-engine").exit_code == 0
     assert run("serve", "--workers", 3).exit_code == 0
     assert [(one.workers, one.shared_engine) for one in given] == [(1, True), (3, False)]

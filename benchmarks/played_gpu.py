@@ -30,6 +30,7 @@ class PlayedSession:
     runtime, provider, precision = "played", "cuda", "fp16"
     slots = 2
     best_batch: int | None = None
+    company = 1
     buckets: tuple[int, ...] = ()
     length_step = LENGTH_STEP
 

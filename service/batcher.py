@@ -1,8 +1,8 @@
 """The work-conserving batch queue. Knows neither HTTP nor ONNX: items in, one outcome an item out.
 
-The moment a slot is free it takes everything that waits, up to ``max_batch``: no timer, no sleep, no
-preferred sizes. Alone, an item never waits for company; under load, batches fill by themselves, since
-whatever arrives while a batch runs makes up the next one.
+The moment a slot is free it takes everything that waits, up to ``max_batch``: no timer, no sleep. Alone, an
+item never waits for company; under load, batches fill by themselves, since whatever arrives while a batch
+runs makes up the next one.
 """
 
 from __future__ import annotations
@@ -94,6 +94,8 @@ class Batcher(Generic[Item, Result]):
             again, so that one bad item fails alone. Called in a thread, at most ``slots`` at a time.
         slots: batches in flight at once.
         max_batch: items in a batch of the interactive lane, at most.
+        company: while a batch runs, another one starts for no fewer items. They share the cores, and where
+            a run costs much whatever it holds, small ones leave less of them to everybody.
         capacity: items that may wait in the interactive lane, at most.
         bulk_batch: items in a batch of the bulk lane, at most: what an interactive item may have to
             wait for; ``max_batch`` if left out. Bulk items run only when no interactive one waits.
@@ -108,6 +110,7 @@ class Batcher(Generic[Item, Result]):
         name: str,
         slots: int = 1,
         max_batch: int = 32,
+        company: int = 1,
         capacity: int = 1024,
         bulk_batch: int | None = None,
         stall_seconds: float = 60.0,
@@ -117,6 +120,7 @@ class Batcher(Generic[Item, Result]):
         self.max_batch = max_batch
         self._run = run
         self._slots = slots
+        self._company = company
         self._capacity = capacity
         self._bulk_batch = bulk_batch or max_batch
         self._stall_seconds = stall_seconds
@@ -224,12 +228,21 @@ class Batcher(Generic[Item, Result]):
         self._pump_scheduled = False
         batch: list[_Entry[Item, Result]] = []
         try:
-            while len(self._running) < self._slots and (batch := self._next_batch()):
+            while self._may_start() and (batch := self._next_batch()):
                 self._start(batch, loop)
         except BaseException as error:  # such as a thread that the system refuses
             self._die(error, batch)
             raise
         self._note_idle()
+
+    def _may_start(self) -> bool:
+        """Whether a slot is free, and nothing runs or enough waits.
+
+        Nobody waits for ever: what runs will end, and whatever starts before holds who has waited longest.
+        """
+        if len(self._running) >= self._slots:
+            return False
+        return not self._running or sum(map(len, self._lanes.values())) >= self._company
 
     def _next_batch(self) -> list[_Entry[Item, Result]]:
         lane: Lane = "interactive" if self._lanes["interactive"] else "bulk"

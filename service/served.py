@@ -181,6 +181,7 @@ class LocalModel(ServedModel):
             name=f"{encoder} encoder of {self._loaded.name}",
             slots=session.slots,
             max_batch=min(options.max_batch, session.best_batch or options.max_batch),
+            company=session.company,
             bulk_batch=options.max_batch,
             capacity=options.capacity,
             stall_seconds=options.stall_seconds,

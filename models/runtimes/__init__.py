@@ -51,6 +51,7 @@ class Session(Protocol):
 
     ``run`` may be called from up to ``slots`` threads at a time and never changes its argument.
     ``best_batch`` is the size above which a batch makes others wait for longer than it gains; None: none.
+    ``company`` is the number of items below which a run is better put off until another one has ended.
     ``buckets`` are the sizes that batches are padded to; empty: each runs at its own. Token sequences come
     padded to a multiple of ``length_step``.
     """
@@ -60,6 +61,7 @@ class Session(Protocol):
     precision: str
     slots: int
     best_batch: int | None
+    company: int
     buckets: tuple[int, ...]
     length_step: int
 

@@ -39,6 +39,7 @@ class OnnxRuntimeSession:
 
     runtime = "onnxruntime"
     best_batch: int | None = None
+    company = 1
     buckets: tuple[int, ...] = ()
     length_step = LENGTH_STEP
     # A CPU session spreads one batch over its threads; a second batch would only fight for them.

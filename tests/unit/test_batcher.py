@@ -40,6 +40,25 @@ async def test_whatever_arrives_while_a_batch_runs_makes_up_the_next() -> None:
     await batcher.close()
 
 
+async def test_while_a_batch_runs_another_starts_for_no_fewer_than_company() -> None:
+    encoder = Encoder()
+    batcher = Batcher(encoder, name="x", slots=3, company=3)
+    with encoder.held():
+        calls = [asyncio.create_task(batcher.submit([0]))]
+        await until(lambda: encoder.batches)
+        calls += [asyncio.create_task(batcher.submit([number])) for number in (1, 2)]
+        await turns()
+        assert batcher.waiting("interactive") == 2
+        calls.append(asyncio.create_task(batcher.submit([3])))
+        await until(lambda: len(encoder.batches) == 2)
+        calls.append(asyncio.create_task(batcher.submit([4])))
+        await turns()
+    for number, call in enumerate(calls):
+        assert (await call).outcomes == done(number)
+    assert encoder.batches == [[0], [1, 2, 3], [4]]
+    await batcher.close()
+
+
 async def test_callers_of_the_same_turn_share_a_batch() -> None:
     encoder = Encoder()
     batcher = Batcher(encoder, name="x", max_batch=32)

@@ -41,12 +41,19 @@ calls = st.builds(
     schedule=st.lists(calls, min_size=1, max_size=12),
     max_batch=st.integers(1, 8),
     bulk_batch=st.integers(1, 8),
+    company=st.integers(1, 4),
     slots=st.integers(1, 3),
     capacity=st.integers(1, 24),
     fate=st.sampled_from(["drain", "drain", "drain", "close", "kill"]),
 )
 def test_every_item_is_answered_once_and_in_its_place(
-    schedule: list[Call], max_batch: int, bulk_batch: int, slots: int, capacity: int, fate: str
+    schedule: list[Call],
+    max_batch: int,
+    bulk_batch: int,
+    company: int,
+    slots: int,
+    capacity: int,
+    fate: str,
 ) -> None:
     names = [[(number, place) for place in range(len(call.kinds))] for number, call in enumerate(schedule)]
     kind_of = {
@@ -73,6 +80,7 @@ def test_every_item_is_answered_once_and_in_its_place(
             slots=slots,
             max_batch=max_batch,
             bulk_batch=bulk_batch,
+            company=company,
             capacity=capacity,
             observer=ledger,
         )

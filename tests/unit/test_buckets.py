@@ -111,7 +111,7 @@ def test_two_batches_a_device_are_under_way_and_none_are_mixed_up(
 class _Recording:
     """Stands where a session is, and keeps the shapes that it is warmed with and runs."""
 
-    runtime, provider, precision, slots, best_batch = "recording", "cpu", "fp32", 1, None
+    runtime, provider, precision, slots, best_batch, company = "recording", "cpu", "fp32", 1, None, 1
     buckets = (1, 2, 3)
     length_step = 16
 

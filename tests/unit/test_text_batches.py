@@ -23,7 +23,7 @@ _EMPTY_BPE = {"version": "1.0", "model": {"type": "BPE", "vocab": {}, "merges": 
 class CountingSession:
     """Gives the sum and the number of a sequence's non-padding ids; remembers the shapes it was given."""
 
-    runtime, provider, precision, slots, best_batch = "counting", "cpu", "fp32", 1, None
+    runtime, provider, precision, slots, best_batch, company = "counting", "cpu", "fp32", 1, None, 1
     buckets: tuple[int, ...] = ()
     length_step = STEP
 

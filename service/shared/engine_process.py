@@ -18,6 +18,7 @@ from service.registry import registry_of
 from service.served import ServedModel
 from service.settings import Settings
 from service.shared.fronts import Fronts
+from service.signals import StopSignals
 from service.worker import EngineMember
 
 _LOG = logging.getLogger("clipserve")
@@ -55,6 +56,7 @@ class _EngineProcess:
         self._models: list[ServedModel] = []
         self._fronts = Fronts()
         self._stopping = asyncio.Event()
+        self._stops = StopSignals()
 
     async def run(self) -> int:
         """From loading the models to closing them."""
@@ -102,7 +104,7 @@ class _EngineProcess:
             await served.close()
 
     def _stop(self) -> None:
-        if self._stopping.is_set():
+        if self._stops.is_second():
             _LOG.warning("stopping at once")
             _end_at_once(0)
         self._stopping.set()

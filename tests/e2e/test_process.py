@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import signal
@@ -16,7 +17,7 @@ import pytest
 
 from tests.apps import base64
 from tests.pictures import png
-from tests.server import running_server, started_server
+from tests.server import running_server, started_server, wait_until
 from tests.toy_models import write_toy_model
 
 BODY = {"image": {"base64": base64(png())}, "labels": ["cat", "dog"]}
@@ -90,6 +91,32 @@ def test_what_is_being_worked_on_is_answered_before_it_ends(home: Path) -> None:
         assert server.end() == 0
         client.join()
     assert answers == [200]
+
+
+def test_it_ends_in_order_with_as_many_files_open_as_may_be(home: Path) -> None:
+    few = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))"
+    with contextlib.ExitStack() as stack, started_server(home, prologue=few) as server:
+        server.wait_until_ready()
+        port = int(server.url().rpartition(":")[2])
+        for _ in range(64):
+            stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+        files = Path(f"/proc/{server.process.pid}/fd")
+        wait_until(lambda: len(list(files.iterdir())) == 64)
+        assert server.end() == 0
+        assert "Traceback" not in server.log
+
+
+def test_a_second_signal_ends_it_at_once_and_an_echo_of_the_first_does_not(home: Path) -> None:
+    with started_server(home, drain_seconds=30) as server:
+        server.wait_until_ready()
+        for _ in range(3):  # as GNU timeout tells its child, and then everyone in its group
+            server.process.send_signal(signal.SIGTERM)
+            time.sleep(0.2)
+        assert httpx.get(f"{server.url()}/health/ready").json()["status"] == "draining"
+        time.sleep(1)
+        server.process.send_signal(signal.SIGTERM)
+        assert server.wait(seconds=10) == 0
+        assert server.log.count("stopping at once") == 1
 
 
 def test_while_it_drains_it_is_not_ready_but_answers(home: Path) -> None:

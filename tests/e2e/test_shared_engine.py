@@ -241,6 +241,19 @@ async def test_it_stops_under_load_without_cutting_a_request_off(home: Path) -> 
     wait_until(lambda: shared_memory() <= names)
 
 
+async def test_a_stop_that_every_process_is_told_of_cuts_no_request_off(home: Path) -> None:
+    """As systemd tells them; and the parent passes on what it is told."""
+    with started_server(home, workers=2, shared_engine=True, drain_seconds=0.5) as server:
+        server.wait_until_ready()
+        async with load(server.url(), clients=12) as seen:
+            await seen.more(40)
+            for pid in (*server.workers, *server.engines, server.process.pid):
+                os.kill(pid, signal.SIGTERM)
+            await until(lambda: server.process.poll() is not None)
+        assert server.wait() == 0
+    assert (set(seen.answers), dict(seen.cut)) == ({"ok"}, {})
+
+
 def test_whatever_is_killed_nothing_is_left_behind(home: Path) -> None:
     names = shared_memory()
     with started_server(home, workers=2, shared_engine=True) as server:

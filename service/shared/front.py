@@ -104,6 +104,8 @@ class FrontHost:
                     self._meet(connection)
                     await connection.lost.wait()
                     _LOG.error("the engine process is gone: what needs it gets 503 until there is another")
+                else:
+                    await asyncio.sleep(_RETRY_SECONDS)
             finally:
                 self._forget()
                 connection.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -69,12 +70,25 @@ class Fronts:
             front.frames.close()
 
     def _open(self, door: socket.socket) -> None:
-        """Someone has left one end of a connection and some shared memory at the door."""
+        """Someone has left one end of a connection and some shared memory at the door.
+
+        Who cannot be let in finds that the connection ends, and may ring again.
+        """
         with contextlib.suppress(BlockingIOError):
-            ring, (connection, memory), *_ = socket.recv_fds(door, 64, 2)
-            slots, slot_bytes = messages.unpack_ring(ring)
-            block = PixelBlock.of_another(memory, slots=slots, slot_bytes=slot_bytes)
-            work = self._welcome(socket.socket(fileno=connection), block)
+            ring, descriptors, *_ = socket.recv_fds(door, 64, 2)
+            if len(descriptors) < 2:  # too many files are open here
+                for one in descriptors:
+                    os.close(one)
+                return
+            connection = socket.socket(fileno=descriptors[0])
+            try:
+                slots, slot_bytes = messages.unpack_ring(ring)
+                block = PixelBlock.of_another(descriptors[1], slots=slots, slot_bytes=slot_bytes)
+            except (OSError, MalformedMessageError):
+                _LOG.exception("the memory of a front cannot be used")
+                connection.close()
+                return
+            work = self._welcome(connection, block)
             self._welcomes.add(task := asyncio.get_running_loop().create_task(work))
             task.add_done_callback(self._welcomes.discard)
 
@@ -139,4 +153,5 @@ class _Front:
     def _lost(self) -> None:
         for task in self._calls.values():
             task.cancel()
+        del self._block  # it would wait for the garbage collector: this and its frames hold each other
         self._forget(self)

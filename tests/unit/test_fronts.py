@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import os
 import socket
 import threading
 import time
@@ -26,6 +28,7 @@ from service.shared.connection import EngineLostError
 from service.shared.front import FrontHost
 from service.shared.fronts import Fronts
 from service.shared.messages import EncoderFailedError
+from service.shared.pixels import PixelBlock
 from tests.apps import until
 from tests.toy_models import SIZE, write_toy_model
 
@@ -93,6 +96,15 @@ async def place(tmp_path: Path) -> AsyncIterator[Workplace]:
         place = Workplace(tmp_path, bell, door)
         async with place.stack:
             yield place
+
+
+@contextmanager
+def without_garbage_collection() -> Iterator[None]:
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 @contextmanager
@@ -165,6 +177,25 @@ async def test_a_front_that_hangs_up_takes_its_items_along(place: Workplace) -> 
         assert {type(one) for one in lost} == {EngineLostError}
         (alone,) = (await served.images.submit([picture(1)])).outcomes
         np.testing.assert_allclose(features, alone, atol=1e-6)
+
+
+async def test_the_memory_of_a_front_goes_with_it(place: Workplace) -> None:
+    """At once: garbage is collected seldom in a process that hardly makes any."""
+
+    def times_mapped() -> int:
+        return Path("/proc/self/maps").read_text().count(f" {file.st_ino} ")
+
+    async with place.engine() as served:
+        host, front = await place.front()
+        assert host._block is not None
+        file = os.fstat(host._block.descriptor)
+        held = Held(served)
+        with without_garbage_collection(), submitted(front.images.submit([picture()] * 2)):
+            await until(lambda: held.sizes)
+            assert times_mapped() == 2, "by the front and by the engine process"
+            await host.close()
+            held.open.set()
+            await until(lambda: times_mapped() == 1)
 
 
 async def test_more_than_a_front_may_hold_is_refused_and_nothing_of_it_kept(place: Workplace) -> None:
@@ -288,6 +319,24 @@ async def test_a_front_gives_up_when_the_files_have_changed(place: Workplace) ->
     async with place.engine():
         await until(lambda: host.reachable)
         assert front.images.failure == "the files of toy have changed since this process read them"
+
+
+@pytest.mark.parametrize("complete", [True, False], ids=["wrong size", "nothing"])
+async def test_who_brings_no_memory_that_can_be_used_is_not_kept_waiting(
+    place: Workplace, complete: bool
+) -> None:
+    async with place.engine():
+        block = PixelBlock.create(slots=2, slot_bytes=8)
+        here, there = socket.socketpair()
+        files = [there.fileno(), block.descriptor][: 1 + complete]
+        socket.send_fds(place.bell, [messages.pack_ring(slots=3, slot_bytes=8)], files)
+        there.close()
+        block.close()
+        reader, writer = await asyncio.open_unix_connection(sock=here)
+        assert await asyncio.wait_for(reader.read(), 5) == b""
+        writer.close()
+        _, front = await place.front()
+        assert len((await front.images.submit([picture()])).outcomes) == 1
 
 
 async def test_nonsense_ends_the_connection_it_came_from_alone(

@@ -30,6 +30,7 @@ from service.worker import Counts, EngineMember, Worker
 _LOG = logging.getLogger("clipserve")
 _SHARED_METRICS = "PROMETHEUS_MULTIPROC_DIR"  # prometheus_client reads it once, when it is imported
 _PULSE_SECONDS = 3.0  # a process that beats once a second is not stuck before that
+_LOOK_SECONDS = 1.0
 _SPAWN = multiprocessing.get_context("spawn")
 
 
@@ -78,12 +79,13 @@ class _Parent:
 
     def run(self) -> int:
         """Until the last worker has ended; gives the exit status."""
+        patience = _LOOK_SECONDS if self._settings.shared_engine else None
         with _signals() as alarm:
             for number in reversed(range(len(self._starts))):
                 self._start(number, replaces=False)
             while self._workers:
                 dead = {process.sentinel: number for number, process in self._workers.items()}
-                for event in wait([alarm, *dead], timeout=1.0 if self._settings.shared_engine else None):
+                for event in wait([alarm, *dead], timeout=patience):
                     if event is alarm:
                         self._stop(alarm.recv(64))
                     else:
@@ -155,7 +157,10 @@ class _Parent:
 
 
 class _Pulse:
-    """Whether a number that another process counts up still changes."""
+    """Whether a number that another process counts up still changes.
+
+    Only time in which this process looked counts: what halts a container halts both.
+    """
 
     def __init__(self, beats: Counts, patience: float) -> None:
         self.patience = patience
@@ -164,13 +169,16 @@ class _Pulse:
 
     def forget(self) -> None:
         """Begin to count anew."""
-        self._last, self._since = self._beats[0], time.monotonic()
+        self._last, self._looked, self._still = self._beats[0], time.monotonic(), 0.0
 
     def stopped(self) -> bool:
         """Whether it has been the same for more than ``patience`` seconds."""
         if self._beats[0] != self._last:
             self.forget()
-        return time.monotonic() - self._since > self.patience
+        now = time.monotonic()
+        self._still += min(now - self._looked, _LOOK_SECONDS)
+        self._looked = now
+        return self._still > self.patience
 
 
 @contextlib.contextmanager

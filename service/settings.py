@@ -28,7 +28,11 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     workers: int = Field(
-        1, ge=1, le=256, description="Processes that share the port, each with its own copy of the models."
+        1,
+        ge=1,
+        le=256,
+        description="Processes that share the port, each with its own copy of the models unless one has them"
+        " for all.",
     )
     shared_engine: bool = Field(
         False,

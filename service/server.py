@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import FrameType
 
 import uvicorn
@@ -18,6 +18,7 @@ from service.context import Services
 from service.listener import SharedListener
 from service.protocol import GuardedHttp
 from service.settings import Settings
+from service.signals import StopSignals
 
 _LOG = logging.getLogger("clipserve")
 _LAST_WORDS = 0.2  # seconds in which a request arrives on a connection that was just opened
@@ -34,6 +35,7 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, services: Services) -> None:
         super().__init__(config)
         self._services = services
+        self._stops = StopSignals()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -49,7 +51,10 @@ class Server(uvicorn.Server):
                 signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._services.draining and not self._services.failure:  # which is what stopped it the first time
+        second = self._stops.is_second()
+        if self._services.draining and not self._services.failure:  # which stopped it the first time
+            if not second:
+                return
             _LOG.warning("stopping at once")
             self.force_exit = True
         self._services.draining = True
@@ -89,12 +94,12 @@ class Server(uvicorn.Server):
         """
         waited: list[socket.socket] = []
         for server in self.servers:
-            listeners = [socket.socket(fileno=os.dup(one.fileno())) for one in server.sockets]
+            listeners = _copies(server.sockets)
             server.close()
             for one in given:
                 one.close()
             for listener in listeners:
-                with listener, contextlib.suppress(BlockingIOError):
+                with listener, contextlib.suppress(OSError):  # nobody waits, or too many files are open
                     listener.setblocking(False)
                     while True:
                         waited.append(listener.accept()[0])
@@ -105,6 +110,14 @@ class Server(uvicorn.Server):
         return self.config.http_protocol_class(  # type: ignore[call-arg]
             config=self.config, server_state=self.server_state, app_state=self.lifespan.state
         )
+
+
+def _copies(listeners: Iterable[socket.socket]) -> list[socket.socket]:
+    """The same once more; none where too many files are open, for then nobody could be taken anyway."""
+    try:
+        return [socket.socket(fileno=os.dup(one.fileno())) for one in listeners]
+    except OSError:
+        return []
 
 
 def run(app: FastAPI, settings: Settings, sockets: list[socket.socket] | None = None) -> int:

@@ -12,7 +12,7 @@ from models.manifest import ModelManifest
 
 torch = pytest.importorskip("torch", reason="needs the extra 'export'")
 
-from models import export, towers  # noqa: E402
+from models import export_job, towers  # noqa: E402
 from models.architectures import Weights, load  # noqa: E402
 from models.export import export_model, export_open_clip  # noqa: E402
 
@@ -100,12 +100,12 @@ def test_other_preprocessing_than_open_clips_is_refused(tmp_path: Path) -> None:
 
 
 def test_other_token_ids_than_open_clips_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write = export._write_tokenizer
+    write = export_job._write_tokenizer
 
     def careless(tokenizer: Any, path: Path) -> Any:
         return write(tokenizer, path).model_copy(update={"cleaning": "whitespace"})
 
-    monkeypatch.setattr(export, "_write_tokenizer", careless)
+    monkeypatch.setattr(export_job, "_write_tokenizer", careless)
     with pytest.raises(ExportError, match=r"tokenizer\.json gives other ids .* for 'A Photo Of Two CATS"):
         small_export(tmp_path / "model")
 

@@ -23,7 +23,7 @@ TEXTS = ["a cat", "two dogs under a bridge", "nothing"]
 
 def _export(folder: Path, recipe: precision.Recipe, name: str) -> Path:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("models.export.recipes", lambda *_: (recipe,))
+        patch.setattr("models.export_job.recipes", lambda *_: (recipe,))
         return export_open_clip("tiny-vit", destination=folder / name, precision="fp16", threads=1)
 
 
